@@ -1,0 +1,152 @@
+"""The command line: train runs of a preset, list them, fetch data, describe a run file, build the index of the figures.
+
+python -m eosslib train digits                     whole preset, resumable
+python -m eosslib train digits fc-tanh/b0050       one group
+python -m eosslib list cifar10                     its groups
+python -m eosslib fetch cifar10                    data/cifar10_5k.npz
+python -m eosslib describe data/runs/digits/fc-tanh/b0050/seed0.parquet
+python -m eosslib index figures/digits             figures/digits/index.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from eosslib import runs
+from eosslib.config import Group, load_preset
+from eosslib.errors import ConfigError, EosslibError, Interrupted
+
+log = logging.getLogger("eosslib")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eosslib", description="Train and describe the runs of the companion.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train groups of a preset, one Parquet file a run; skips what is there")
+    train.add_argument("preset", help="name of a preset under config/, or a YAML file")
+    train.add_argument("groups", nargs="*", metavar="group", help="e.g. fc-tanh/b0050; default: all")
+    train.add_argument("--out", type=Path, help="folder of the run files (default data/runs/<preset>)")
+    train.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
+    train.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:1, …")
+    train.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: start several processes instead)")
+    train.add_argument("--force", action="store_true", help="train again what is there")
+    train.add_argument("--max-seconds", type=float, help="write a checkpoint and stop after so long; exit status 75")
+    train.add_argument("--checkpoint-seconds", type=float, default=30.0, help="time between checkpoints (default 30)")
+    train.set_defaults(run=_train)
+
+    listing = commands.add_parser("list", help="list the groups of a preset")
+    listing.add_argument("preset")
+    listing.set_defaults(run=_list)
+
+    fetch = commands.add_parser("fetch", help="download a data set and check it")
+    fetch.add_argument("dataset", choices=["cifar10"])
+    fetch.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
+    fetch.set_defaults(run=_fetch)
+
+    describe = commands.add_parser("describe", help="print a run file's configuration, provenance and last row")
+    describe.add_argument("file", type=Path)
+    describe.set_defaults(run=_describe)
+
+    index = commands.add_parser("index", help="write the page that shows all figures of a folder")
+    index.add_argument("folder", type=Path)
+    index.add_argument("preset")
+    index.set_defaults(run=_index)
+    return parser
+
+
+def _select(groups: dict[str, Group], names: list[str], preset: str) -> list[Group]:
+    for name in names:
+        if name not in groups:
+            raise ConfigError(f"preset {preset} has no group '{name}'; `python -m eosslib list {preset}` names them")
+    return [groups[name] for name in names] or list(groups.values())
+
+
+def _train(args: argparse.Namespace) -> int:
+    preset = load_preset(args.preset)
+    groups = _select(preset.groups, args.groups, args.preset)
+    deadline = time.monotonic() + args.max_seconds if args.max_seconds else None
+    import torch  # seconds of imports that errors in the preset need not wait for
+
+    from eosslib.jobs import Options, train_group
+    from eosslib.training import choose_device
+
+    torch.set_num_threads(args.threads)
+    torch.set_num_interop_threads(1)
+    options = Options(
+        folder=args.out or runs.ROOT / "data" / "runs" / preset.name,
+        device=str(choose_device(args.device)),
+        data_folder=args.data,
+        force=args.force,
+        checkpoint_seconds=args.checkpoint_seconds,
+        deadline=deadline,
+    )
+    for group in groups:
+        train_group(group, options)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    for group in load_preset(args.preset).groups.values():
+        run = group.runs[0]
+        print(f"{group.name:28} {run.steps} steps, η {run.lr:g}, seeds {', '.join(str(r.seed) for r in group.runs)}")
+    return 0
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from eosslib.datasets import fetch_cifar10
+
+    print(fetch_cifar10(args.data))
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    run = runs.load(args.file)
+    last = run.frame.iloc[-1].dropna().to_dict()
+    print(json.dumps({"config": run.config.to_dict(), "provenance": run.provenance, "last": last}, indent=2))
+    return 0
+
+
+def _index(args: argparse.Namespace) -> int:
+    from eosslib.gallery import write_index
+
+    print(write_index(args.folder, load_preset(args.preset)))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 done, 1 an error in one line, 75 stopped with a checkpoint, 130 Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = _parser().parse_args(arguments)
+
+    def terminate(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
+    started = time.monotonic()
+    try:
+        return int(args.run(args))
+    except Interrupted as error:
+        log.error("%s", error)
+        limit = getattr(args, "max_seconds", None)
+        return 75 if limit and time.monotonic() - started >= limit else 130
+    except EosslibError as error:
+        log.error("error: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("stopped")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Typed configuration of runs and presets, and its validation.
+
+A *run* is one training with one seed. A *group* is a run for all seeds of a preset: its runs differ only in the seed and
+are trained stacked. A *preset* (one YAML file under ``config/``) names groups and says which notebook shows which of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import fastjsonschema  # jsonschema takes a second to import, in every training job
+import yaml
+
+from eosslib.errors import ConfigError
+
+PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines one run; two equal configurations give the same numbers on the same machine.
+
+    ``lr`` is the step size η, so ``2 / lr`` is the stability threshold; ``batch_size == train_size`` is gradient descent.
+    The meaning of each key stands beside it in ``preset.schema.json``.
+    """
+
+    model: str
+    loss: str
+    batch_size: int
+    lr: float
+    steps: int
+    seed: int = 0
+    dataset: str = "digits"
+    train_size: int = 1500
+    width: int = 64
+    depth: int = 2
+    init_scale: float = 1.0
+    sampling: str = "reshuffle"
+    noise: str = "sgd"
+    refresh_every: int = 10
+    dtype: str = "float32"
+    measure_every: int = 50
+    eig_tol: float = 1e-3
+    eig_k: int = 1
+    sample_every: int = 0
+    batch_sharpness_draws: int = 0
+    minibs_draws: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values, also of a configuration built in Python.
+
+        Raises:
+            ConfigError: A value is of the wrong type or out of its range, or two values contradict each other.
+        """
+        check_settings({k: v for k, v in dataclasses.asdict(self).items() if k != "seed"}, "RunConfig")
+        if self.batch_size > self.train_size:
+            raise ConfigError(f"batch_size {self.batch_size} is above the {self.train_size} training examples")
+        if self.sample_every % self.measure_every:
+            raise ConfigError(f"sample_every {self.sample_every} is not a multiple of measure_every {self.measure_every}")
+
+    @property
+    def threshold(self) -> float:
+        """The stability threshold 2/η, in units of sharpness."""
+        return 2.0 / self.lr
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether this is full-batch gradient descent without noise."""
+        return self.batch_size == self.train_size and self.noise == "sgd" and self.sampling == "reshuffle"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Name the first key in which two configurations differ, with both values, or return None."""
+    for key in sorted({*stored, *wanted}):
+        if stored.get(key) != wanted.get(key):
+            return f"{key} is {stored.get(key)!r}, not {wanted.get(key)!r}"
+    return None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting over all seeds; ``name`` is also its folder, ``<entry>/<variant>``."""
+
+    name: str
+    runs: tuple[RunConfig, ...]
+
+    @property
+    def entry(self) -> str:
+        """The name under ``runs:`` in the preset."""
+        return self.name.split("/")[0]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A validated preset: its groups by name, and the entries each notebook shows."""
+
+    name: str
+    description: str
+    seeds: tuple[int, ...]
+    groups: dict[str, Group]
+    notebooks: dict[str, tuple[str, ...]]
+
+    def select(self, entries: tuple[str, ...] | list[str]) -> list[Group]:
+        """Return the groups of the named entries, in the order of the preset.
+
+        Raises:
+            ConfigError: The preset has no such entry.
+        """
+        known = {group.entry for group in self.groups.values()}
+        for entry in entries:
+            if entry not in known:
+                raise ConfigError(f"preset {self.name} has no runs named '{entry}'; it has {', '.join(sorted(known))}")
+        return [group for group in self.groups.values() if group.entry in entries]
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a preset."""
+    return json.loads(resources.files("eosslib").joinpath("preset.schema.json").read_text(encoding="utf-8"))
+
+
+def _explain(error: fastjsonschema.JsonSchemaValueException, source: str) -> str:
+    """Turn a schema error into one line that names the file, the key and what would be right."""
+    where = ".".join(str(part) for part in error.path[1:])
+    value, rule = error.value, error.rule
+    if rule == "additionalProperties" and isinstance(value, Mapping):
+        known = list(error.definition.get("properties", {}))
+        unknown = next(key for key in value if key not in known)
+        close = difflib.get_close_matches(str(unknown), known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"{source}: unknown key '{unknown}'{f' in {where}' if where else ''}{hint}"
+    if rule == "required":
+        missing = next(key for key in error.rule_definition if key not in value)
+        return f"{source}: key '{missing}' is missing{f' in {where}' if where else ''}"
+    allowed = f"{value!r} is not {_allowed(error.definition)}"
+    hint = " (write 1.0e-3, not 1e-3)" if rule == "type" and isinstance(value, str) and "e" in value else ""
+    return f"{source}: {where or 'preset'}: {allowed}{hint}"
+
+
+def _allowed(definition: Mapping[str, Any]) -> str:
+    """Say in words what a part of the schema allows."""
+    if "$ref" in definition:
+        definition = schema()["$defs"][definition["$ref"].rsplit("/", 1)[1]]
+    if "anyOf" in definition:
+        return " or ".join(_allowed(part) for part in definition["anyOf"])
+    if "enum" in definition:
+        return f"one of {', '.join(map(str, definition['enum']))}"
+    if "const" in definition:
+        return f"'{definition['const']}'"
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "exclusiveMaximum": "below", "minItems": "of length at least"}
+    limits = [f"{words} {definition[key]}" for key, words in bounds.items() if key in definition]
+    unique = ["without repetition"] if definition.get("uniqueItems") else []
+    return " ".join(["of type", definition.get("type", "any"), *limits, *unique])
+
+
+@cache
+def _validator(part: str | None) -> Callable[[Any], Any]:
+    """Compile the schema of a preset (None) or of one of its definitions."""
+    whole = schema()
+    return fastjsonschema.compile({**whole["$defs"][part], "$defs": whole["$defs"]} if part else whole, use_default=False)
+
+
+def _validate(instance: Any, part: str | None, source: str) -> None:
+    try:
+        _validator(part)(instance)
+    except fastjsonschema.JsonSchemaValueException as error:
+        raise ConfigError(_explain(error, source)) from None
+
+
+def check_settings(settings: Mapping[str, Any], source: str) -> None:
+    """Check a set of settings against the schema.
+
+    Raises:
+        ConfigError: A key is unknown, or a value has the wrong type or is out of range; the message names it.
+    """
+    _validate(dict(settings), "settings", source)
+
+
+def preset_path(name: str | Path) -> Path:
+    """Return the file of a preset given by name (``digits``) or by path (``my/preset.yaml``).
+
+    Raises:
+        ConfigError: There is no such file; the message lists the presets there are.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESET_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESET_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"no preset '{name}': {path} does not exist (there are: {known})")
+    return path
+
+
+def _variants(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Expand lists of batch sizes and of noise models into (variant name, settings)."""
+    sizes, noises = settings["batch_size"], settings.get("noise", "sgd")
+    sizes = sizes if isinstance(sizes, list) else [sizes]
+    noises = noises if isinstance(noises, list) else [noises]
+    for size, noise in itertools.product(sizes, noises):
+        batch_size = settings["train_size"] if size == "full" else size
+        size_name = "full" if batch_size == settings["train_size"] else f"b{batch_size:04d}"
+        name = size_name if noise == "sgd" else f"{size_name}-{noise}"
+        yield name, {**settings, "batch_size": batch_size, "noise": noise}
+
+
+def load_preset(name: str | Path) -> Preset:
+    """Read and validate a preset, given by name or by path.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or has an unknown, missing or mistyped key; one line says which.
+    """
+    path = preset_path(name)
+    source = f"{path.parent.name}/{path.name}"
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    _validate(raw, None, source)
+    if raw["name"] != path.stem:
+        raise ConfigError(f"{source}: name is '{raw['name']}', but the file is called {path.name}")
+    groups: dict[str, Group] = {}
+    for entry, own in raw["runs"].items():
+        settings = {**{f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "seed"}, **raw["settings"], **own}
+        missing = [key for key, value in settings.items() if value is dataclasses.MISSING]
+        if missing:
+            raise ConfigError(f"{source}: key '{missing[0]}' is missing in runs.{entry} and in settings")
+        for variant, values in _variants(settings):
+            try:
+                runs = tuple(RunConfig(**values, seed=seed) for seed in raw["seeds"])
+            except ConfigError as error:
+                raise ConfigError(f"{source}: runs.{entry}: {error}") from None
+            groups[f"{entry}/{variant}"] = Group(f"{entry}/{variant}", runs)
+    preset = Preset(
+        raw["name"], raw.get("description", ""), tuple(raw["seeds"]), groups, {k: tuple(v) for k, v in raw["notebooks"].items()}
+    )
+    for notebook, entries in preset.notebooks.items():
+        try:
+            preset.select(entries)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: notebooks.{notebook}: {error}") from None
+    return preset

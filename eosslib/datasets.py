@@ -1,0 +1,174 @@
+"""Data sets by name, as standardised tensors on the device, with one-hot targets.
+
+``digits``: scikit-learn's 1,797 handwritten digits (inside the package, no download), standardised by one mean and one
+standard deviation. ``cifar10``: images 0–999 of each of the five CIFAR-10 training batches and the first 1,000 test
+images, each channel standardised. Both standardise with the statistics of the training images that are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eosslib.errors import DataError
+
+DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
+CIFAR_FILE = "cifar10_5k.npz"
+# SHA-256 over names and contents of the arrays, so that it does not depend on how the file was compressed.
+CIFAR_SHA256 = "29ba0cfe2726c71d1d80b59c4b00b51bd488464064fbc4e804199584babe522b"
+N_CLASSES = 10
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test examples on one device."""
+
+    x: torch.Tensor  # (n, C, H, W)
+    y: torch.Tensor  # (n, K) one-hot
+    x_test: torch.Tensor  # (n_test, C, H, W)
+    y_test: torch.Tensor  # (n_test, K) one-hot
+
+    @property
+    def n(self) -> int:
+        """Number of training examples."""
+        return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one example (C, H, W)."""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
+
+def load(
+    name: str,
+    train_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    folder: Path | None = None,
+) -> Dataset:
+    """Load a data set.
+
+    Args:
+        name: ``digits`` or ``cifar10``.
+        train_size: Number of training examples to use, the first ones of the set.
+        device: Where the tensors go.
+        dtype: Floating-point type of images and targets.
+        folder: Where ``cifar10_5k.npz`` lies; default ``data/``.
+
+    Raises:
+        DataError: The name is unknown, the file is missing or corrupt, or it has fewer than ``train_size`` examples.
+    """
+    if name == "digits":
+        images, labels, test_images, test_labels = _digits(train_size)
+        axes: tuple[int, ...] = (0, 1, 2, 3)
+    elif name == "cifar10":
+        images, labels, test_images, test_labels = _cifar10(folder or DATA_FOLDER)
+        axes = (0, 2, 3)
+    else:
+        raise DataError(f"unknown data set '{name}'; there are digits and cifar10")
+    if train_size > len(images):
+        raise DataError(f"{name} has {len(images)} training examples, {train_size} were asked for")
+    images, labels = images[:train_size].astype(np.float64), labels[:train_size]
+    mean, std = images.mean(axis=axes, keepdims=True), images.std(axis=axes, keepdims=True)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor((array - mean) / std).to(device=device, dtype=dtype)
+
+    def one_hot(array: np.ndarray) -> torch.Tensor:
+        hot = torch.nn.functional.one_hot(torch.as_tensor(array, dtype=torch.int64), N_CLASSES)
+        return hot.to(device=device, dtype=dtype)
+
+    return Dataset(tensor(images), one_hot(labels), tensor(test_images.astype(np.float64)), one_hot(test_labels))
+
+
+def _digits(train_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits  # a second of imports that CIFAR-10 runs do not need
+
+    bunch = load_digits()
+    images, labels = bunch.images[:, None], bunch.target
+    return images[:train_size], labels[:train_size], images[train_size:], labels[train_size:]
+
+
+def _cifar10(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    path = folder / CIFAR_FILE
+    if not path.is_file():
+        raise DataError(f"{path} is missing: fetch it with `python -m eosslib fetch cifar10`")
+    try:
+        with np.load(path) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is corrupt ({error}): delete it and fetch it again") from None
+    if checksum(arrays) != CIFAR_SHA256:
+        raise DataError(f"{path} is corrupt (its checksum differs): delete it and fetch it again")
+    return arrays["train_images"], arrays["train_labels"], arrays["test_images"], arrays["test_labels"]
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 over names and contents of a set of arrays, whatever their order."""
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        digest.update(key.encode())
+        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+    return digest.hexdigest()
+
+
+def fetch_cifar10(folder: Path | None = None) -> Path:
+    """Make ``cifar10_5k.npz``: download CIFAR-10 by torchvision (checksum, progress bar) and cut it; nothing if it is there.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        DataError: The file that is there is corrupt, or the download failed.
+    """
+    folder = folder or DATA_FOLDER
+    path = folder / CIFAR_FILE
+    if path.is_file():
+        _cifar10(folder)
+        log.info("%s is there and its checksum is right", path)
+        return path
+    from torchvision.datasets import CIFAR10
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".cifar10-") as scratch:
+        try:
+            train = CIFAR10(scratch, train=True, download=True)
+            test = CIFAR10(scratch, train=False)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"CIFAR-10 could not be downloaded ({error}): get {CIFAR_FILE} on a machine with internet and put it into {folder}"
+            ) from None
+        arrays = cut_cifar10(train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))
+        if checksum(arrays) != CIFAR_SHA256:
+            raise DataError("the downloaded CIFAR-10 differs from the one this project was checked with")
+        temporary = Path(scratch) / CIFAR_FILE
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    return path
+
+
+def cut_cifar10(data: np.ndarray, targets: np.ndarray, test_data: np.ndarray, test_targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Cut the 5,000 + 1,000 images out of the full CIFAR-10 arrays (N×32×32×3, as torchvision holds them)."""
+    index = np.concatenate([10_000 * batch + np.arange(1_000) for batch in range(5)])
+    return {
+        "train_images": np.ascontiguousarray(data[index].transpose(0, 3, 1, 2)),
+        "train_labels": targets[index].astype(np.uint8),
+        "train_indices": index.astype(np.int32),
+        "test_images": np.ascontiguousarray(test_data[:1_000].transpose(0, 3, 1, 2)),
+        "test_labels": test_targets[:1_000].astype(np.uint8),
+        "test_indices": np.arange(1_000, dtype=np.int32),
+    }

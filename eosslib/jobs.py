@@ -1,0 +1,187 @@
+"""Train a group to files: skip what is there, go on from a checkpoint, show progress, write one file a run."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from eosslib import __version__, datasets, runs
+from eosslib.config import Group, RunConfig
+from eosslib.errors import Interrupted, RunFileError
+from eosslib.training import State, Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train, as far as it does not change the numbers."""
+
+    folder: Path  # of the preset's runs
+    device: str = "cpu"
+    data_folder: Path | None = None
+    force: bool = False  # train again what is there
+    checkpoint_seconds: float = 30.0
+    deadline: float | None = None  # time.monotonic() at which to write a checkpoint and stop
+
+
+def checkpoint_path(folder: Path, group: Group) -> Path:
+    """Return where the checkpoint of a group lies."""
+    return folder / ".checkpoints" / f"{group.name.replace('/', '__')}.pt"
+
+
+def train_group(group: Group, options: Options) -> list[Path]:
+    """Train all runs of a group that are not there yet, stacked, and write one file each.
+
+    Killed at any moment and called again, it goes on from its last checkpoint and ends bit-identical on the CPU.
+
+    Returns:
+        The files of all runs of the group.
+
+    Raises:
+        Interrupted: Stopped from outside or at the deadline; the checkpoint holds the last measurement.
+        RunFileError: A file cannot be written.
+        DataError: The data set is missing or corrupt.
+        DeviceError: The device does not exist.
+    """
+    paths = {config: runs.run_path(options.folder, group, config) for config in group.runs}
+    missing = [config for config in group.runs if options.force or not _is_done(paths[config], config)]
+    if missing:
+        _train(group, missing, options)
+    return list(paths.values())
+
+
+def _is_done(path: Path, config: RunConfig) -> bool:
+    """Whether this run is there, whole and with these settings; anything else is trained again."""
+    try:
+        runs.load(path, expect=config)
+    except RunFileError:
+        return False
+    return True
+
+
+def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
+    checkpoint = checkpoint_path(options.folder, group)
+    trainer = Trainer(configs, options.device, data=_data(configs[0], options))
+    if not options.force:
+        _resume(trainer, configs, checkpoint)
+    for config in configs:  # find out now, not after hours, that the folder cannot be written to
+        runs.run_path(options.folder, group, config).parent.mkdir(parents=True, exist_ok=True)
+    last_save = time.monotonic()
+    last: State | None = trainer.state.copy() if trainer.state.step >= 0 else None
+
+    def at_measurement(state: State) -> None:
+        nonlocal last_save, last
+        last = state.copy()
+        bar.update(state.step - bar.n)
+        bar.set_postfix_str(_status(state, configs[0]))
+        now = time.monotonic()
+        late = options.deadline is not None and now >= options.deadline
+        if late and state.step < configs[0].steps:
+            raise KeyboardInterrupt
+        if now - last_save >= options.checkpoint_seconds:
+            _save_checkpoint(checkpoint, configs, last)
+            last_save = now
+
+    with tqdm(
+        total=configs[0].steps, desc=group.name, unit="step", disable=not sys.stderr.isatty(), initial=max(trainer.state.step, 0)
+    ) as bar:
+        try:
+            state = trainer.run(at_measurement)
+        except KeyboardInterrupt:
+            if last is None:
+                raise Interrupted(f"{group.name}: stopped before the first measurement") from None
+            _save_checkpoint(checkpoint, configs, last)
+            raise Interrupted(f"{group.name}: stopped at step {last.step}; run the same command to go on from there") from None
+    for config in configs:
+        run = runs.Run(config, provenance(trainer, state, config, len(configs)), _frame(state.rows[config.seed]))
+        runs.save(run, runs.run_path(options.folder, group, config))
+        log.info("%s seed %d: %s", group.name, config.seed, summary(run))
+    checkpoint.unlink(missing_ok=True)
+
+
+def _data(config: RunConfig, options: Options) -> datasets.Dataset:
+    dtype = getattr(torch, config.dtype)
+    return datasets.load(config.dataset, config.train_size, device=options.device, dtype=dtype, folder=options.data_folder)
+
+
+def _status(state: State, config: RunConfig) -> str:
+    if not state.seeds:
+        return "diverged"
+    rows = [state.rows[seed][-1] for seed in state.seeds]
+    loss, sharpness = (sum(row[key] for row in rows) / len(rows) for key in ("loss", "sharpness"))
+    return f"loss {loss:.2e}, S {sharpness:.4g} of 2/η {config.threshold:.4g}"
+
+
+def _frame(rows: list[dict[str, float]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    whole = dict.fromkeys(("step",), "int64")
+    return frame.astype(whole)
+
+
+def summary(run: runs.Run) -> str:
+    """Say in one line how a run ended."""
+    last = run.frame.iloc[-1]
+    end = f"diverged before step {run.diverged_at}" if run.diverged_at is not None else f"{int(last.step)} steps"
+    sharpness = run.frame.sharpness.dropna() if "sharpness" in run.frame else pd.Series(dtype=float)
+    at = f"S {sharpness.iloc[-1]:.4g} of 2/η {run.config.threshold:.4g}" if len(sharpness) else "never measured"
+    accuracy = f", test accuracy {last.test_accuracy:.1%}" if "test_accuracy" in run.frame and pd.notna(last.test_accuracy) else ""
+    return f"{end}, loss {last.loss:.3g}, {at}{accuracy}, {run.provenance['wall_seconds']:.1f} s for the stack"
+
+
+def provenance(trainer: Trainer, state: State, config: RunConfig, stacked: int) -> dict[str, Any]:
+    """Return what is recorded beside the configuration: versions, device, time, residuals, and a hash of the parameters."""
+    alive = config.seed in state.seeds
+    theta = state.theta[state.seeds.index(config.seed)].cpu().contiguous() if alive else None
+    residuals = [row["sharpness_residual"] for row in state.rows[config.seed] if "sharpness_residual" in row]
+    cuda = trainer.device.type == "cuda"
+    return {
+        "eosslib": __version__,
+        "git_commit": runs.git_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(trainer.device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_seconds": state.seconds,
+        "stacked_runs": stacked,
+        "parameters": trainer.objective.network.size,
+        "max_eigen_residual": max(residuals, default=None),
+        "diverged_at": state.diverged_at.get(config.seed),
+        "theta_sha256": hashlib.sha256(theta.numpy().tobytes()).hexdigest() if theta is not None else None,
+    }
+
+
+def _key(configs: list[RunConfig]) -> list[dict[str, Any]]:
+    return [config.to_dict() for config in configs]
+
+
+def _save_checkpoint(path: Path, configs: list[RunConfig], state: State) -> None:
+    with runs.atomic(path) as temporary:
+        torch.save({"configs": _key(configs), "state": vars(state)}, temporary)
+
+
+def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> None:
+    """Put a checkpoint's state into a trainer, if there is one of just these runs."""
+    if not path.is_file():
+        return
+    try:
+        stored = torch.load(path, map_location=trainer.device, weights_only=True)
+        if stored["configs"] != _key(configs):
+            log.warning("%s is of other settings and is not used", path)
+            return
+        trainer.state = State(**stored["state"])
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        log.warning("%s cannot be read (%s); training starts anew", path, str(error).splitlines()[0])
+        return
+    log.info("%s: going on from step %d", path.stem, trainer.state.step)

@@ -1,0 +1,265 @@
+"""What is measured along a run: sharpness, noise variance, batch sharpness, mini-batch sharpness, loss and accuracy.
+
+Sharpness and noise variance use all n examples and carry no sampling error; batch sharpness and mini-batch sharpness are
+means over drawn mini-batches and come with standard errors and an explicit random stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks, curvature_along_gradient, directional_derivatives
+from eosslib.eigen import Eigenpairs, top_eigenpairs
+from eosslib.flat import Objective
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Means over drawn mini-batches, one for each of R networks."""
+
+    value: torch.Tensor  # (R,)
+    standard_error: torch.Tensor  # (R,)
+    draws: int
+
+
+@dataclass(frozen=True)
+class BatchSharpness:
+    """Both forms of batch sharpness."""
+
+    ratio_of_means: Estimate  # E[g'Hg] / E[‖g‖²], the definition
+    mean_of_ratios: Estimate  # E[g'Hg / ‖g‖²]
+
+
+def sharpness(
+    objective: Objective,
+    theta: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    k: int = 1,
+    tol: float = 1e-3,
+    max_products: int = 300,
+    memory: int = DEFAULT_MEMORY,
+) -> Eigenpairs:
+    """Top-k eigenpairs of the full-batch Hessian ∇²L over all n examples (EoSS definition 3.2: FullBS is the first value).
+
+    Costs one gradient for the graph and 1 to 2 gradients a product; 1 to 10 products when warm-started.
+
+    Args:
+        objective: Network and loss.
+        theta: Parameters (R, P).
+        x: Inputs (1, n, *shape), all of the training set.
+        y: Targets (1, n, K).
+        start: Start vectors (R, s, P): the last measurement's ``vectors``, or random ones.
+        k: Number of eigenpairs.
+        tol: Relative residual ‖Hu − λu‖/λ₁ to reach.
+        max_products: Give up after so many Hessian products.
+        memory: Bytes the retained gradient graphs may hold.
+
+    Returns:
+        Eigenpairs; values in loss per squared parameter, so that ``values * lr`` is dimensionless and 2 is the edge.
+    """
+    # On the CPU the work does not shrink by stacking, so each network stops when it has converged, not when all have.
+    rows = [slice(r, r + 1) for r in range(len(theta))] if theta.device.type == "cpu" else [slice(0, len(theta))]
+    parts = []
+    for row in rows:
+        operator = Hessian(objective, theta[row], x, y, memory)
+        parts.append(top_eigenpairs(operator, start[row], k=k, tol=tol, max_products=max_products))
+    return Eigenpairs.cat(parts)
+
+
+def finite_population(n: int, batch_size: int, sampling: str) -> float:
+    """Variance of the mean of a batch over the variance of one example: (1/b)·(n−b)/(n−1) without replacement, else 1/b."""
+    if sampling == "iid":
+        return 1.0 / batch_size
+    return (n - batch_size) / (batch_size * (n - 1)) if n > 1 else 0.0
+
+
+def noise_variance(
+    objective: Objective,
+    theta: torch.Tensor,
+    u: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    batch_size: int,
+    sampling: str = "reshuffle",
+    memory: int = DEFAULT_MEMORY,
+) -> torch.Tensor:
+    """Projected noise variance σ_u² = Var_B(uᵀg_B), exactly, from the n directional derivatives uᵀ∇ℓᵢ.
+
+    σ_u² = (s²/b)·(n−b)/(n−1) with s² the variance over examples (divisor n); the last factor, because batches are drawn
+    without replacement, is 1 for ``sampling="iid"``. Costs about one gradient; no sampling error.
+
+    Args:
+        objective: Network and loss.
+        theta: Parameters (R, P).
+        u: Unit directions (R, P), usually the top eigenvectors.
+        x: Inputs (1, n, *shape).
+        y: Targets (1, n, K).
+        batch_size: b.
+        sampling: ``reshuffle`` (without replacement) or ``iid``.
+        memory: Bytes of intermediate results.
+
+    Returns:
+        σ_u² of each network (R,), in squared loss per squared parameter.
+    """
+    slopes = directional_derivatives(objective, theta, u, x, y, memory)
+    return slopes.var(1, correction=0) * finite_population(x.shape[1], batch_size, sampling)
+
+
+def _draw(n: int, batch_size: int, draws: int, sampling: str, generator: torch.Generator) -> torch.Tensor:
+    """Draw mini-batches as the run's sampling does, independently of each other: indices (draws, b)."""
+    if sampling == "iid":
+        return torch.randint(n, (draws, batch_size), generator=generator)
+    return torch.stack([torch.randperm(n, generator=generator)[:batch_size] for _ in range(draws)])
+
+
+def _draws_at_once(objective: Objective, theta: torch.Tensor, x: torch.Tensor, batch_size: int, memory: int) -> int:
+    """How many mini-batches fit a batched call: each needs several copies of the parameters and its graph."""
+    one = objective.network.views(theta[:1])
+    graph = 8 * objective.network.output_bytes(one, x) * batch_size
+    copies = 12 * theta.shape[1] * theta.element_size()
+    return max(1, memory // (graph + copies))
+
+
+def batch_sharpness(
+    objective: Objective,
+    theta: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    batch_size: int,
+    draws: int,
+    generators: list[torch.Generator],
+    sampling: str = "reshuffle",
+    memory: int = 256 << 20,
+) -> BatchSharpness:
+    """Curvature of the mini-batch loss along its own gradient: E[g_Bᵀ H_B g_B] / E[‖g_B‖²] (Andreyev and Beneventano).
+
+    Both the ratio of means (the definition) and the mean of ratios. The standard error of the first is the delta method's.
+    Costs about three gradients on ``draws × batch_size`` examples.
+
+    Args:
+        objective: Network and loss.
+        theta: Parameters (R, P).
+        x: Inputs (1, n, *shape).
+        y: Targets (1, n, K).
+        batch_size: b.
+        draws: Number of mini-batches; with b = n all are the same, and one is taken.
+        generators: One generator a network.
+        sampling: How the run draws its batches.
+        memory: Bytes of intermediate results.
+
+    Raises:
+        ValueError: Fewer than two draws for a batch below n, so that there is no standard error.
+    """
+    n = x.shape[1]
+    draws = _check_draws(draws, batch_size, n, sampling)
+    at_once = _draws_at_once(objective, theta, x, batch_size, memory)
+    ratio, mean = [], []
+    for row, generator in zip(theta, generators, strict=True):
+        curvatures, squares = [], []
+        for indices in _draw(n, batch_size, draws, sampling, generator).to(x.device).split(at_once):
+            c, s = curvature_along_gradient(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices])
+            curvatures.append(c)
+            squares.append(s)
+        c, s = torch.cat(curvatures).double(), torch.cat(squares).double()
+        quotient = c.mean() / s.mean()
+        ratio.append((quotient, _standard_error((c - quotient * s) / s.mean())))
+        mean.append(((c / s).mean(), _standard_error(c / s)))
+    return BatchSharpness(_estimate(ratio, draws), _estimate(mean, draws))
+
+
+def minibatch_sharpness(
+    objective: Objective,
+    theta: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    batch_size: int,
+    draws: int,
+    generators: list[torch.Generator],
+    sampling: str = "reshuffle",
+    tol: float = 1e-2,
+    memory: int = 256 << 20,
+) -> Estimate:
+    """Mini-batch sharpness MiniBS = E_B[λ_max(∇²L_B)] (EoSS definition 3.1), over drawn mini-batches.
+
+    Costs about 15 gradients on ``draws × batch_size`` examples. With a residual of ``tol`` an eigenvalue is off by at most
+    ``tol`` and typically by ``tol**2`` of itself.
+
+    Args:
+        objective: Network and loss.
+        theta: Parameters (R, P).
+        x: Inputs (1, n, *shape).
+        y: Targets (1, n, K).
+        batch_size: b.
+        draws: Number of mini-batches.
+        generators: One generator a network; it also draws the start vectors.
+        sampling: How the run draws its batches.
+        tol: Relative residual of every eigenvalue.
+        memory: Bytes of intermediate results.
+
+    Raises:
+        ValueError: Fewer than two draws for a batch below n.
+    """
+    n = x.shape[1]
+    draws = _check_draws(draws, batch_size, n, sampling)
+    at_once = max(1, _draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
+    results = []
+    for row, generator in zip(theta, generators, strict=True):
+        values = []
+        start = torch.randn(1, 1, len(row), generator=generator).to(row)
+        for indices in _draw(n, batch_size, draws, sampling, generator).to(x.device).split(at_once):
+            stack = row.expand(len(indices), -1)
+            operator = Hessian(objective, stack, x[0, indices], y[0, indices], memory)
+            values.append(top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol).values[:, 0])
+        value = torch.cat(values).double()
+        results.append((value.mean(), _standard_error(value)))
+    return _estimate(results, draws)
+
+
+def _check_draws(draws: int, batch_size: int, n: int, sampling: str) -> int:
+    if batch_size == n and sampling != "iid":
+        return 1
+    if draws < 2:
+        raise ValueError("a standard error needs at least two draws")
+    return draws
+
+
+def _standard_error(samples: torch.Tensor) -> torch.Tensor:
+    if len(samples) == 1:
+        return torch.zeros((), dtype=samples.dtype)  # the full batch: nothing was sampled
+    return samples.std() / len(samples) ** 0.5
+
+
+def _estimate(pairs: list[tuple[torch.Tensor, torch.Tensor]], draws: int) -> Estimate:
+    values, errors = zip(*pairs, strict=True)
+    return Estimate(torch.stack(values), torch.stack([e.to(values[0].device) for e in errors]), draws)
+
+
+def loss_and_accuracy(
+    objective: Objective, theta: torch.Tensor, x: torch.Tensor, y: torch.Tensor, memory: int = DEFAULT_MEMORY
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss and fraction of rightly classified examples of each network: (R,), (R,).
+
+    Args:
+        objective: Network and loss.
+        theta: Parameters (R, P).
+        x: Inputs (1, n, *shape).
+        y: One-hot targets (1, n, K).
+        memory: Bytes of intermediate results.
+    """
+    params = objective.network.views(theta)
+    loss, right = theta.new_zeros(len(theta)), theta.new_zeros(len(theta))
+    with torch.no_grad():
+        for part in chunks(objective, params, x, memory):
+            outputs = objective.network(params, x[:, part])
+            loss += objective.loss(outputs, y[:, part]).sum(1)
+            right += (outputs.argmax(-1) == y[:, part].argmax(-1)).sum(1)
+    n = x.shape[1]
+    return loss / n, right / n

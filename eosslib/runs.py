@@ -1,0 +1,193 @@
+"""A saved run: its trajectory, its configuration and where it came from, in one Parquet file.
+
+The table has one row a measurement; configuration and provenance are JSON in the file's metadata. Files appear whole or not
+at all: they are written under another name and then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eosslib.config import Group, Preset, RunConfig, difference
+from eosslib.errors import ConfigError, ConfigMismatch, RunFileError
+
+ROOT = Path(__file__).resolve().parents[1]
+METADATA_KEY = b"eosslib"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained network's trajectory.
+
+    ``frame`` has a row a measurement: ``step``, ``loss``, ``accuracy``, ``test_accuracy``, ``sharpness`` with
+    ``sharpness_residual`` and ``sharpness_products``, ``noise_variance``, and where they were sampled ``batch_sharpness``,
+    ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``, each with ``_se``.
+    """
+
+    config: RunConfig
+    provenance: dict[str, Any]
+    frame: pd.DataFrame
+
+    @property
+    def diverged_at(self) -> int | None:
+        """Step at which the run was found to have diverged, or None."""
+        return self.provenance.get("diverged_at")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; on success the file is renamed to ``path``, on failure it is removed.
+
+    Raises:
+        RunFileError: The folder cannot be written to, or the disk is full.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise RunFileError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def save(run: Run, path: Path) -> None:
+    """Write a run to ``path``.
+
+    Raises:
+        RunFileError: The file cannot be written; whatever was there before is untouched.
+    """
+    table = pa.Table.from_pandas(run.frame, preserve_index=False)
+    payload = json.dumps({"config": run.config.to_dict(), "provenance": run.provenance}).encode()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: payload})
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def load(path: Path | str, expect: RunConfig | None = None) -> Run:
+    """Read a run.
+
+    Args:
+        path: The Parquet file.
+        expect: The configuration the run must have been trained with.
+
+    Raises:
+        RunFileError: The file is missing, truncated, or was not written by eosslib.
+        ConfigMismatch: The stored configuration differs from ``expect``; the message names the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RunFileError(f"{path} does not exist: train it first")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RunFileError(f"{path} is not a whole Parquet file ({str(error).splitlines()[0]})") from None
+    payload = (table.schema.metadata or {}).get(METADATA_KEY)
+    if payload is None:
+        raise RunFileError(f"{path} is a Parquet file, but not a run written by eosslib")
+    stored = json.loads(payload)
+    if expect is not None:
+        different = difference(stored["config"], expect.to_dict())
+        if different:
+            raise ConfigMismatch(f"{path} was trained with other settings: {different}")
+    try:
+        config = RunConfig(**stored["config"])
+    except (ConfigError, TypeError) as error:
+        raise RunFileError(f"{path} was written by another version of eosslib ({error})") from None
+    return Run(config, stored["provenance"], table.to_pandas())
+
+
+def run_path(folder: Path, group: Group, config: RunConfig) -> Path:
+    """Return the file of one run of a group below a preset's folder."""
+    return folder / group.name / f"seed{config.seed}.parquet"
+
+
+def locate(preset: Preset, entries: tuple[str, ...], folder: str | Path | None = None) -> Path:
+    """Return the folder that holds the runs of these entries.
+
+    Args:
+        preset: The preset.
+        entries: Names under ``runs:``.
+        folder: The folder to use; None: freshly trained runs in ``data/runs/<preset>`` if all are there, else the committed
+            ones in ``data/reference/<preset>``.
+
+    Raises:
+        RunFileError: Neither holds all of the runs.
+    """
+    candidates = [Path(folder)] if folder else [ROOT / "data" / kind / preset.name for kind in ("runs", "reference")]
+    wanted = [(group, config) for group in preset.select(entries) for config in group.runs]
+    for candidate in candidates:
+        if all(run_path(candidate, group, config).is_file() for group, config in wanted):
+            return candidate
+    group, config = next((g, c) for g, c in wanted if not run_path(candidates[0], g, c).is_file())
+    missing = run_path(candidates[0], group, config)
+    raise RunFileError(f"{missing} does not exist: train it with `python -m eosslib train {preset.name} {group.name}`")
+
+
+def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None = None) -> pd.DataFrame:
+    """Read all runs of some entries into one tidy table, every run checked against the preset.
+
+    Returns:
+        A row a measurement; beside the trajectories' columns stand ``entry``, ``label``, ``model``, ``loss_name``,
+        ``batch_size``, ``train_size``, ``noise``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``.
+
+    Raises:
+        RunFileError: A run is missing or unreadable.
+        ConfigMismatch: A run was trained with other settings than the preset's.
+    """
+    folder = locate(preset, entries, folder)
+    parts = []
+    for group in preset.select(entries):
+        for config in group.runs:
+            run = load(run_path(folder, group, config), expect=config)
+            parts.append(
+                run.frame.assign(
+                    entry=group.entry,
+                    model=config.model,
+                    loss_name=config.loss,
+                    batch_size=config.batch_size,
+                    train_size=config.train_size,
+                    noise=config.noise,
+                    seed=config.seed,
+                    lr=config.lr,
+                    threshold=config.threshold,
+                    steps=config.steps,
+                    full_batch=config.full_batch,
+                    diverged=run.diverged_at is not None,
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+@cache
+def git_commit() -> str | None:
+    """Return the commit of the checkout the package lies in, with ``+changes`` if it has uncommitted ones, or None."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--", "eosslib") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

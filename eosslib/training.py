@@ -1,0 +1,303 @@
+"""The step loop: when to step, when to measure, when to write a checkpoint.
+
+Runs that differ only in their seed are stacked and stepped together. All random numbers are functions of seed and step
+(``streams``), and every operation treats the runs of a stack separately, so a run's numbers depend neither on the runs beside
+it nor on having been interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from eosslib import datasets, dynamics, losses, measurements, models
+from eosslib.config import RunConfig
+from eosslib.curvature import DEFAULT_MEMORY, chunks
+from eosslib.errors import DeviceError
+from eosslib.flat import Objective, StackedNetwork
+from eosslib.sampling import batches
+from eosslib.streams import generator
+
+log = logging.getLogger(__name__)
+
+DIVERGED = 1e3  # a run whose loss exceeds this many times its initial loss has diverged
+REFRESH_TOL = 1e-2  # relative residual at which a refresh of u stops
+
+Row = dict[str, float]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return ``cuda`` if there is one, else ``cpu``; or the device that was asked for.
+
+    Raises:
+        DeviceError: The device does not exist on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"'{name}' is not a device; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
+
+
+@dataclass
+class State:
+    """Everything a training needs to go on, as of the last measurement."""
+
+    step: int
+    seeds: list[int]  # of the runs still alive, in the order of the stack
+    theta: torch.Tensor  # (R, P)
+    vectors: torch.Tensor  # (R, k, P) top eigenvectors of the last measurement
+    u: torch.Tensor  # (R, P) top eigenvector the projected noise uses
+    rows: dict[int, list[Row]]  # by seed
+    diverged_at: dict[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def copy(self) -> State:
+        """Copy what changes in place."""
+        rows = {seed: list(rows) for seed, rows in self.rows.items()}
+        return State(
+            self.step,
+            list(self.seeds),
+            self.theta.clone(),
+            self.vectors,
+            self.u,
+            rows,
+            dict(self.diverged_at),
+            self.seconds,
+        )
+
+    def keep(self, alive: list[bool]) -> None:
+        """Take the runs that are no longer alive out of the stack."""
+        index = [i for i, a in enumerate(alive) if a]
+        self.seeds = [self.seeds[i] for i in index]
+        self.theta, self.vectors, self.u = self.theta[index], self.vectors[index], self.u[index]
+
+
+class Trainer:
+    """Trains the runs of one group, stacked."""
+
+    def __init__(
+        self,
+        configs: Sequence[RunConfig],
+        device: torch.device | str = "cpu",
+        *,
+        data: datasets.Dataset | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
+        """Load the data and build the networks.
+
+        Args:
+            configs: Configurations that differ only in the seed.
+            device: Where to train.
+            data: The data set, where it is already loaded.
+            memory: Bytes that retained graphs may hold.
+
+        Raises:
+            ValueError: The configurations differ in more than the seed.
+            DataError: The data set is missing or corrupt.
+        """
+        self.config = config = configs[0]
+        if any({**c.to_dict(), "seed": 0} != {**config.to_dict(), "seed": 0} for c in configs):
+            raise ValueError("stacked runs may differ only in their seed")
+        self.device, self.memory = torch.device(device), memory
+        dtype = getattr(torch, config.dtype)
+        data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
+        self.x, self.y, self.x_test, self.y_test = (t.unsqueeze(0) for t in (data.x, data.y, data.x_test, data.y_test))
+        kinds = {"width": config.width, "depth": config.depth}
+        networks = [
+            models.initialised(config.model, data.shape, data.y.shape[1], seed=c.seed, scale=config.init_scale, **kinds)
+            for c in configs
+        ]
+        self.objective = Objective(StackedNetwork(networks[0]), losses.by_name(config.loss))
+        vectors = [torch.nn.utils.parameters_to_vector(n.parameters()).detach() for n in networks]
+        theta = torch.stack(vectors).to(device=self.device, dtype=dtype)
+        # The start of the first eigen-solve; later ones are warm-started. Drawn on the CPU, the same on every device.
+        starts = [torch.randn(1, theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
+        start = torch.stack(starts).to(self.device)
+        self.state = State(-1, [c.seed for c in configs], theta, start, start[:, 0], {c.seed: [] for c in configs})
+        self.direction = dynamics.DIRECTIONS[config.noise]
+        self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, memory)
+        self.factor = measurements.finite_population(data.n, config.batch_size, config.sampling)
+
+    def run(self, at_measurement: Callable[[State], None] | None = None) -> State:
+        """Train to the end, from wherever ``state`` is.
+
+        Args:
+            at_measurement: Called after every measurement with the state, which is whole and consistent then. It may raise
+                to stop the training.
+
+        Returns:
+            The final state; ``state.rows[seed]`` holds a run's trajectory.
+        """
+        began = time.perf_counter() - self.state.seconds
+        if self.state.step < 0:
+            self.state.step = 0
+            self.measure()
+            self._notify(began, at_measurement)
+        while self.state.step < self.config.steps and self.state.seeds:
+            stop = min(self.state.step + self.config.measure_every, self.config.steps)
+            self.advance(stop)
+            self.measure()
+            self._notify(began, at_measurement)
+        return self.state
+
+    def _notify(self, began: float, at_measurement: Callable[[State], None] | None) -> None:
+        self.state.seconds = time.perf_counter() - began
+        if at_measurement is not None:
+            at_measurement(self.state)
+
+    def advance(self, stop: int) -> None:
+        """Make the steps up to ``stop``."""
+        config, state = self.config, self.state
+        start = state.step
+        params = self.objective.network.leaves(state.theta)
+        context = dynamics.StepContext(
+            self.objective,
+            self.x,
+            self.y,
+            self.parts,
+            self.factor,
+            [generator("noise", seed, start, device=self.device) for seed in state.seeds],
+            state.u,
+        )
+        direction, indices = self.direction, None
+        if config.full_batch:
+            direction = dynamics.gradient
+        elif config.noise in dynamics.USES_BATCH:
+            drawn = [batches(config.train_size, config.batch_size, config.sampling, s, start, stop) for s in state.seeds]
+            indices = torch.stack(drawn, dim=1).to(self.device)  # (T, R, b)
+        for step in range(start, stop):
+            if config.noise in dynamics.USES_U and step > start and step % config.refresh_every == 0:
+                context.u = self.refresh(context.u)
+            update = direction(context, params, None if indices is None else indices[step - start])
+            with torch.no_grad():
+                torch._foreach_add_(list(params), list(update), alpha=-config.lr)
+        state.step = stop
+
+    def refresh(self, u: torch.Tensor | None) -> torch.Tensor:
+        """Return the top eigenvector of the current Hessian, starting from an older one: (R, P)."""
+        assert u is not None
+        state = self.state
+        finite = torch.isfinite(state.theta).all(1)
+        if not bool(finite.all()):
+            return u  # a diverged run is found and stopped at the next measurement
+        pairs = measurements.sharpness(
+            self.objective, state.theta, self.x, self.y, u.unsqueeze(1), tol=REFRESH_TOL, memory=self.memory
+        )
+        fresh = pairs.vectors[:, 0]
+        return torch.where(torch.isfinite(fresh).all(1, keepdim=True), fresh, u)
+
+    def measure(self) -> None:
+        """Append a row to every run's trajectory, and take diverged runs out of the stack."""
+        state = self.state
+        loss, accuracy = measurements.loss_and_accuracy(self.objective, state.theta, self.x, self.y)
+        for i, seed in enumerate(state.seeds):
+            state.rows[seed].append({"step": state.step, "loss": loss[i].item(), "accuracy": accuracy[i].item()})
+        self._drop([self._healthy(seed) for seed in state.seeds])
+        if not state.seeds:
+            return
+        pairs = self._sharpness()
+        values = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, pairs.values.shape[1])}
+        values |= {
+            "test_accuracy": measurements.loss_and_accuracy(self.objective, state.theta, self.x_test, self.y_test)[1],
+            "sharpness": pairs.values[:, 0],
+            "sharpness_residual": pairs.residuals.amax(1),
+            "sharpness_products": pairs.products,
+            "noise_variance": self._noise_variance(pairs.vectors[:, 0]),
+            **self._sampled(),
+        }
+        for i, seed in enumerate(state.seeds):
+            state.rows[seed][-1] |= {key: value[i].item() for key, value in values.items()}
+        state.vectors, state.u = pairs.vectors, pairs.vectors[:, 0]
+        self._drop([math.isfinite(state.rows[seed][-1]["sharpness"]) for seed in state.seeds])
+
+    def _healthy(self, seed: int) -> bool:
+        rows = self.state.rows[seed]
+        return math.isfinite(rows[-1]["loss"]) and rows[-1]["loss"] <= DIVERGED * max(rows[0]["loss"], 1e-12)
+
+    def _drop(self, alive: list[bool]) -> None:
+        state = self.state
+        for seed, ok in zip(state.seeds, alive, strict=True):
+            if not ok:
+                state.diverged_at[seed] = state.step
+                log.warning("seed %d diverged before step %d; it is stopped, what was measured is kept", seed, state.step)
+        if not all(alive):
+            state.keep(alive)
+
+    def _sharpness(self) -> measurements.Eigenpairs:
+        config, state = self.config, self.state
+        pairs = measurements.sharpness(
+            self.objective,
+            state.theta,
+            self.x,
+            self.y,
+            state.vectors,
+            k=config.eig_k,
+            tol=config.eig_tol,
+            memory=self.memory,
+        )
+        if not bool(pairs.converged.all()):
+            log.warning("step %d: eigen-residual %.1e above %.1e", state.step, pairs.residuals.max(), config.eig_tol)
+        return pairs
+
+    def _noise_variance(self, u: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        return measurements.noise_variance(
+            self.objective,
+            self.state.theta,
+            u,
+            self.x,
+            self.y,
+            batch_size=config.batch_size,
+            sampling=config.sampling,
+            memory=self.memory,
+        )
+
+    def _sampled(self) -> dict[str, torch.Tensor]:
+        """Measure what is estimated from drawn mini-batches, where it is due at this step."""
+        config, state = self.config, self.state
+        if not config.sample_every or state.step % config.sample_every:
+            return {}
+
+        def streams(name: str) -> list[torch.Generator]:
+            return [generator(name, seed, state.step) for seed in state.seeds]
+
+        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling}
+        values: dict[str, torch.Tensor] = {}
+        if config.batch_sharpness_draws:
+            both = measurements.batch_sharpness(
+                self.objective,
+                state.theta,
+                self.x,
+                self.y,
+                draws=config.batch_sharpness_draws,
+                generators=streams("batch sharpness"),
+                **options,
+            )
+            for name, estimate in (
+                ("batch_sharpness", both.ratio_of_means),
+                ("batch_sharpness_mean_of_ratios", both.mean_of_ratios),
+            ):
+                values |= {name: estimate.value, f"{name}_se": estimate.standard_error}
+        if config.minibs_draws:
+            estimate = measurements.minibatch_sharpness(
+                self.objective,
+                state.theta,
+                self.x,
+                self.y,
+                draws=config.minibs_draws,
+                generators=streams("minibatch sharpness"),
+                **options,
+            )
+            values |= {"minibatch_sharpness": estimate.value, "minibatch_sharpness_se": estimate.standard_error}
+        return values
