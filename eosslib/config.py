@@ -112,6 +112,7 @@ class Preset:
     seeds: tuple[int, ...]
     groups: dict[str, Group]
     notebooks: dict[str, tuple[str, ...]]
+    claims: bool = True  # whether the notebooks insist on what the papers claim
 
     def select(self, entries: tuple[str, ...] | list[str]) -> list[Group]:
         """Return the groups of the named entries, in the order of the preset.
@@ -243,9 +244,9 @@ def load_preset(name: str | Path) -> Preset:
             except ConfigError as error:
                 raise ConfigError(f"{source}: runs.{entry}: {error}") from None
             groups[f"{entry}/{variant}"] = Group(f"{entry}/{variant}", runs)
-    preset = Preset(
-        raw["name"], raw.get("description", ""), tuple(raw["seeds"]), groups, {k: tuple(v) for k, v in raw["notebooks"].items()}
-    )
+    notebooks = {notebook: tuple(entries) for notebook, entries in raw["notebooks"].items()}
+    description, claims = raw.get("description", ""), raw.get("claims", True)
+    preset = Preset(raw["name"], description, tuple(raw["seeds"]), groups, notebooks, claims)
     for notebook, entries in preset.notebooks.items():
         try:
             preset.select(entries)

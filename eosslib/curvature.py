@@ -193,7 +193,7 @@ def gradient_moments(
         moments = [gradient_moments(objective, row, x, y, parts) for row in rows]
         return torch.cat([m for m, _ in moments]), torch.cat([s for _, s in moments])
     n = x.shape[1]
-    mean = square = None
+    mean, square = (objective.network.flatten(params).detach().zero_() for _ in range(2))
     for part in parts:
         tape: Tape = []
         loss = objective.loss(objective.network(params, x[:, part], tape), y[:, part]).sum()
@@ -202,10 +202,8 @@ def gradient_moments(
         squares: list[torch.Tensor] = []
         for (kind, layer_input, _), delta in zip(tape, grads[len(params) :], strict=True):
             squares += _squares(kind, layer_input.detach(), delta)
-        flat, flat_squares = (objective.network.flatten(t) for t in (grads[: len(params)], squares))
-        mean = flat if mean is None else mean + flat
-        square = flat_squares if square is None else square + flat_squares
-    assert mean is not None and square is not None
+        mean += objective.network.flatten(grads[: len(params)])
+        square += objective.network.flatten(squares)
     return mean / n, square / n
 
 

@@ -148,18 +148,20 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
     """Read all runs of some entries into one tidy table, every run checked against the preset.
 
     Returns:
-        A row a measurement; beside the trajectories' columns stand ``entry``, ``label``, ``model``, ``loss_name``,
-        ``batch_size``, ``train_size``, ``noise``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``.
+        A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``loss_name``, ``batch_size``,
+        ``train_size``, ``noise``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``.
+        ``attrs["source"]`` says in a sentence where the runs come from.
 
     Raises:
         RunFileError: A run is missing or unreadable.
         ConfigMismatch: A run was trained with other settings than the preset's.
     """
     folder = locate(preset, entries, folder)
-    parts = []
+    parts, origins = [], set()
     for group in preset.select(entries):
         for config in group.runs:
             run = load(run_path(folder, group, config), expect=config)
+            origins.add((run.provenance["device"].split(",")[0], str(run.provenance["git_commit"])[:7]))
             parts.append(
                 run.frame.assign(
                     entry=group.entry,
@@ -176,7 +178,11 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                     diverged=run.diverged_at is not None,
                 )
             )
-    return pd.concat(parts, ignore_index=True)
+    frame = pd.concat(parts, ignore_index=True)
+    devices, commits = (", ".join(sorted(set(names))) for names in zip(*origins, strict=True))
+    kind = "committed" if folder.parent.name == "reference" else "freshly trained"
+    frame.attrs["source"] = f"{len(parts)} {kind} runs of preset {preset.name}, trained on {devices} by commit {commits}"
+    return frame
 
 
 @cache

@@ -1,0 +1,40 @@
+# make all: the environment, then every figure of the digits preset.   make test: the environment, then every check.
+PYTHON ?= python3
+PRESET ?= digits
+CORES ?= 4
+BIN := .venv/bin
+PYTEST_WORKERS ?= 2
+
+.PHONY: all test lint clean environment
+.DEFAULT_GOAL := all
+
+all: .venv/.ready
+	$(BIN)/snakemake --cores $(CORES) all --config preset=$(PRESET)
+	@echo; echo "Figures and pages of preset $(PRESET):"
+	@ls figures/$(PRESET)/*.png figures/$(PRESET)/*.pdf figures/$(PRESET)/*.html
+
+test: .venv/.ready
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+environment: .venv/.ready
+
+# uv where it is there, else pip; both take the versions from constraints.txt.
+.venv/.ready: pyproject.toml constraints.txt
+	@if command -v uv > /dev/null 2>&1; then \
+	  test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) .venv; \
+	  VIRTUAL_ENV=.venv uv pip install -c constraints.txt -e ".[all]"; \
+	else \
+	  test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf data/runs logs figures/smoke .snakemake

@@ -1,0 +1,220 @@
+"""From presets to figures: train -> notebook -> html -> index.
+
+snakemake --cores 4 all                           the digits preset
+snakemake --cores 4 all --config preset=cifar10   another one
+snakemake --cores 4 all --config device=cpu       no GPU even if there is one
+"""
+
+import json
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+from eosslib import config as presets
+from eosslib.errors import ConfigError
+
+# What a training's numbers come from; an edit of any of these files trains again, an edit of a figure's code does not.
+ENGINE = [
+    f"eosslib/{module}.py"
+    for module in "curvature datasets dynamics eigen flat losses measurements models sampling streams training".split()
+]
+DRAWING = [f"eosslib/{module}.py" for module in "analysis plotting runs".split()]
+
+UNKNOWN = set(config) - {"preset", "device"}
+if UNKNOWN:
+    raise WorkflowError(f"--config: unknown key '{min(UNKNOWN)}'; there are preset and device")
+try:
+    PRESET = presets.load_preset(config.get("preset", "digits"))
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+PRESET_FILE = os.path.relpath(presets.preset_path(config.get("preset", "digits")))
+DEVICE = config.get("device", "auto")
+RUNS = f"data/runs/{PRESET.name}"
+FIGURES = f"figures/{PRESET.name}"
+LOGS = f"logs/{PRESET.name}"
+
+# The jobs' python is the one that runs Snakemake, also where its environment is not activated.
+os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]))
+
+# --cores may promise more than the machine has; jobs of one thread each then only get in each other's way.
+workflow.global_resources.setdefault("cpu", os.cpu_count())
+
+
+wildcard_constraints:
+    group="|".join(PRESET.groups),
+    notebook="|".join(PRESET.notebooks),
+
+
+def group_files(groups):
+    """Name the run files of some groups."""
+    return [f"{RUNS}/{group.name}/seed{run.seed}.parquet" for group in groups for run in group.runs]
+
+
+def group_settings(wildcards):
+    """Everything that determines the runs of a group, so that a changed setting trains again, and only that group."""
+    return json.dumps([run.to_dict() for run in PRESET.groups[wildcards.group].runs])
+
+
+def group_data(wildcards):
+    """The data file a group needs; the digits come with scikit-learn."""
+    dataset = PRESET.groups[wildcards.group].runs[0].dataset
+    return [] if dataset == "digits" else ancient(f"data/{dataset}_5k.npz")
+
+
+def notebook_runs(wildcards):
+    """The run files a notebook shows."""
+    return group_files(PRESET.select(PRESET.notebooks[wildcards.notebook]))
+
+
+def output_folder(wildcards, output):
+    """The folder a rule writes to."""
+    return os.path.dirname(output[0])
+
+
+def runs_folder(wildcards, output):
+    """The folder of the preset's run files, above the group's two."""
+    return os.path.normpath(os.path.join(output[0], "../../.."))
+
+
+def seen_from_notebooks(path):
+    """A path as the notebooks see it; relative, so that no page names a folder of this machine."""
+    return os.path.relpath(path, "notebooks")
+
+
+def notebook_figures(wildcards, output):
+    """The folder of the figures as the notebooks see it."""
+    return seen_from_notebooks(os.path.dirname(output.png))
+
+
+def notebook_run_folder(wildcards, input):
+    """The folder of the run files as the notebooks see it."""
+    return seen_from_notebooks(os.path.normpath(os.path.join(input.runs[0], "../../..")))
+
+
+def failed_notebook(wildcards, output):
+    """Where a half-executed notebook is kept."""
+    return output.executed.replace(".ipynb", ".failed.ipynb")
+
+
+def has_gpu(wildcards):
+    """One GPU a training where the device may be one; the profile says how many there are."""
+    return 0 if DEVICE == "cpu" else 1
+
+
+localrules:
+    all,
+    fetch,
+    index,
+
+
+rule all:
+    """All figures, pages and the index of the preset."""
+    input:
+        f"{FIGURES}/index.html",
+        group_files(PRESET.groups.values()),
+
+
+rule fetch:
+    """Download CIFAR-10, check it and cut it to the 5,000 + 1,000 images; done where the file is already there."""
+    output:
+        "data/cifar10_5k.npz",
+    log:
+        "logs/fetch.log",
+    conda:
+        "environment.yml"
+    shell:
+        "python -m eosslib fetch cifar10 2> {log}"
+
+
+rule train:
+    """Train one group: all its seeds stacked, one run file a seed. Resumes from its checkpoint."""
+    input:
+        engine=ENGINE,
+        data=group_data,
+    output:
+        expand(f"{RUNS}/{{{{group}}}}/seed{{seed}}.parquet", seed=PRESET.seeds),
+    log:
+        f"{LOGS}/train/{{group}}.log",
+    conda:
+        "environment.yml"
+    threads: 1
+    resources:
+        gpu=has_gpu,
+        cpu=1,
+    params:
+        settings=group_settings,
+        preset=PRESET_FILE,
+        runs=runs_folder,
+        device=DEVICE,
+    shell:
+        "python -m eosslib train {params.preset} {wildcards.group} --out {params.runs}"
+        " --device {params.device} --threads {threads} 2> {log}"
+
+
+rule notebook:
+    """Execute a notebook on its runs; it writes its figure and a record of it. A failed one is kept half-executed in logs/."""
+    input:
+        notebook="notebooks/{notebook}.ipynb",
+        runs=notebook_runs,
+        drawing=DRAWING,
+    output:
+        executed=f"{LOGS}/{{notebook}}.ipynb",
+        record=f"{FIGURES}/{{notebook}}.json",
+        png=report(f"{FIGURES}/{{notebook}}.png", category="Figures", labels={"figure": "{notebook}"}),
+        pdf=f"{FIGURES}/{{notebook}}.pdf",
+    log:
+        f"{LOGS}/{{notebook}}.log",
+    conda:
+        "environment.yml"
+    resources:
+        cpu=1,
+    params:
+        preset=seen_from_notebooks(PRESET_FILE),
+        runs=notebook_run_folder,
+        figures=notebook_figures,
+        failed=failed_notebook,
+    shell:
+        "rm -f {params.failed}; "
+        "python -m papermill {input.notebook} {output.executed} --cwd notebooks -k python3 --no-progress-bar --log-output"
+        " -p preset {params.preset} -p runs_folder {params.runs} -p figures_folder {params.figures} > {log} 2>&1"
+        " || {{ cp {output.executed} {params.failed}; echo 'half-executed notebook: {params.failed}' >> {log}; exit 1; }}; "
+        "if grep 'Passed unknown parameter' {log}; then exit 1; fi"
+
+
+rule html:
+    """Turn an executed notebook into a page that needs nothing from the network."""
+    input:
+        f"{LOGS}/{{notebook}}.ipynb",
+    output:
+        report(f"{FIGURES}/{{notebook}}.html", category="Pages", labels={"page": "{notebook}"}),
+    log:
+        f"{LOGS}/{{notebook}}.html.log",
+    conda:
+        "environment.yml"
+    resources:
+        cpu=1,
+    params:
+        figures=output_folder,
+    shell:
+        "python -m nbconvert {input} --to html --output-dir {params.figures} --embed-images"
+        " --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= > {log} 2>&1"
+
+
+rule index:
+    """Join all figures with captions and headline numbers in one page."""
+    input:
+        expand(f"{FIGURES}/{{notebook}}.{{kind}}", notebook=PRESET.notebooks, kind=["json", "png", "pdf", "html"]),
+        "eosslib/index.html",
+        "eosslib/gallery.py",
+    output:
+        report(f"{FIGURES}/index.html", category="Pages", labels={"page": "index"}),
+    log:
+        f"{LOGS}/index.log",
+    conda:
+        "environment.yml"
+    params:
+        figures=output_folder,
+        preset=PRESET_FILE,
+    shell:
+        "python -m eosslib index {params.figures} {params.preset} > {log} 2>&1"

@@ -1,0 +1,44 @@
+"""The page that shows all figures of a preset with their captions and headline numbers."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from eosslib.config import Preset
+from eosslib.errors import RunFileError
+from eosslib.runs import atomic
+
+
+def figures(folder: Path, preset: Preset) -> list[dict[str, Any]]:
+    """Read what the notebooks of a preset recorded of their figures, in the preset's order.
+
+    Raises:
+        RunFileError: A notebook left no figure.
+    """
+    found = []
+    for notebook in preset.notebooks:
+        record = folder / f"{notebook}.json"
+        if not record.is_file():
+            raise RunFileError(f"{record} does not exist: run `snakemake --cores 4 all --config preset={preset.name}`")
+        page = f"{notebook}.html" if (folder / f"{notebook}.html").is_file() else None
+        found.append({**json.loads(record.read_text(encoding="utf-8")), "page": page})
+    return found
+
+
+def write_index(folder: Path, preset: Preset) -> Path:
+    """Write ``index.html`` into the folder of a preset's figures and return its path.
+
+    Raises:
+        RunFileError: A figure is missing, or the folder cannot be written to.
+    """
+    source = resources.files("eosslib").joinpath("index.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    page = template.render(preset=preset, figures=figures(folder, preset))
+    with atomic(folder / "index.html") as temporary:
+        temporary.write_text(page + "\n", encoding="utf-8")
+    return folder / "index.html"

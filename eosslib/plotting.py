@@ -1,0 +1,239 @@
+"""One visual style for all figures: batch size on one ordered colour scale, gradient descent dashed black, 2/η labelled.
+
+Colours are viridis and seaborn's ``colorblind``; sizes are for a column of 3.4 inches or a page of 7.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eosslib.analysis import Headline, PowerLaw
+from eosslib.runs import atomic
+
+COLUMN, PAGE = 3.4, 7.0  # inches
+MODEL_LABELS = {"fc-tanh": "FC-tanh", "fc-relu": "FC-ReLU", "cnn": "CNN"}
+LOSS_LABELS = {"mse": "squared error", "cross-entropy": "cross-entropy"}
+NOISE_LABELS = {
+    "sgd": "mini-batch SGD",
+    "gaussian": "GD + Gaussian, full covariance",
+    "diagonal": "GD + Gaussian, diagonal",
+    "isotropic": "GD + Gaussian, isotropic",
+    "along_u": "GD + noise along u only",
+    "without_u": "GD + noise without u",
+}
+NOISE_ORDER = list(NOISE_LABELS)
+MODEL_MARKERS = {"fc-tanh": "o", "fc-relu": "s", "cnn": "^"}
+MODEL_COLORS = {"fc-tanh": "C0", "fc-relu": "C1", "cnn": "C2"}
+
+
+def use_style() -> None:
+    """Set the house style for all following figures of this process."""
+    sns.set_theme(context="paper", style="ticks", palette="colorblind")
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 300,
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9.5,
+            "axes.labelsize": 9,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 7.5,
+            "legend.frameon": False,
+            "lines.linewidth": 1.2,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def label(row: pd.Series) -> str:
+    """Name a network, e.g. ``CNN, cross-entropy``."""
+    return f"{MODEL_LABELS.get(row.model, row.model)}, {LOSS_LABELS.get(row.loss_name, row.loss_name)}"
+
+
+def batch_colors(sizes: Sequence[int]) -> dict[int, tuple[float, float, float, float]]:
+    """Give each batch size its colour: dark is small, on one scale, logarithmic in b."""
+    ordered = sorted(set(sizes))
+    logs = np.log(ordered)
+    span = (logs - logs[0]) / max(logs[-1] - logs[0], 1e-9) if len(ordered) > 1 else np.zeros(1)
+    return {size: mpl.colormaps["viridis"](0.9 * place) for size, place in zip(ordered, span, strict=True)}
+
+
+def threshold(ax: Axes, value: float) -> None:
+    """Draw and label the stability threshold 2/η."""
+    ax.axhline(value, color="0.45", lw=0.9, ls=":", zorder=0)
+    ax.annotate(
+        f"2/η\n= {value:g}",
+        (1.0, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color="0.35",
+    )
+
+
+def trajectories(ax: Axes, frame: pd.DataFrame, sizes: Sequence[int] | None = None) -> None:
+    """Draw sharpness against steps: the mean over seeds and the range of the seeds, a line a batch size, GD dashed black.
+
+    Args:
+        ax: Where to draw.
+        frame: Trajectories of one network.
+        sizes: Batch sizes to show besides gradient descent; default: all.
+    """
+    sgd = frame[~frame.full_batch]
+    colors = batch_colors(sorted(set(sgd.batch_size)))
+    for size in sorted(colors):
+        if sizes is None or size in sizes:
+            _line(ax, sgd[sgd.batch_size == size], color=colors[size], label=f"b = {size:,}")
+    _gradient_descent(ax, frame)
+
+
+def noise_trajectories(ax: Axes, frame: pd.DataFrame, noises: Sequence[str]) -> None:
+    """Draw sharpness against steps, a line a noise model, GD dashed black.
+
+    Args:
+        ax: Where to draw.
+        frame: Trajectories of one network at one batch size, and of gradient descent.
+        noises: Noise models to show.
+    """
+    for noise in noises:
+        _line(ax, frame[(frame.noise == noise) & ~frame.full_batch], color=noise_color(noise), label=NOISE_LABELS[noise])
+    _gradient_descent(ax, frame)
+
+
+def noise_color(noise: str) -> tuple[float, float, float]:
+    """Give each noise model its colour."""
+    return sns.color_palette("colorblind")[NOISE_ORDER.index(noise)]
+
+
+def _gradient_descent(ax: Axes, frame: pd.DataFrame) -> None:
+    gd = frame[frame.full_batch]
+    if len(gd):
+        _line(ax, gd, color="black", ls=(0, (4, 1.5)), label="GD (b = n)", zorder=5)
+    ax.set(xlabel="step", ylabel="sharpness", xlim=(0, frame.step.max()))
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+    ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+
+
+def _line(ax: Axes, part: pd.DataFrame, **style: Any) -> None:
+    """Draw one run: mean over seeds, range of the seeds, and a cross where a seed diverged."""
+    seeds = part.dropna(subset=["sharpness"]).groupby("step").sharpness
+    mean, low, high = seeds.mean(), seeds.min(), seeds.max()
+    (line,) = ax.plot(mean.index, mean, **style)
+    ax.fill_between(mean.index, low, high, color=line.get_color(), alpha=0.18, lw=0)
+    for _, run in part[part.diverged].groupby("seed"):
+        last = run.dropna(subset=["sharpness"]).iloc[-1:]
+        ax.plot(last.step, last.sharpness, "x", color=line.get_color(), ms=6, mew=1.5, label="diverged here")
+
+
+def noise_bars(ax: Axes, summary: pd.DataFrame) -> None:
+    """Draw the gap of every noise model with its standard error over seeds.
+
+    Args:
+        ax: Where to draw.
+        summary: ``noise``, ``mean``, ``se`` as ``analysis.over_seeds`` gives them.
+    """
+    order = [noise for noise in NOISE_ORDER if noise in set(summary.noise)]
+    rows = summary.set_index("noise").loc[order]
+    ax.barh([NOISE_LABELS[n] for n in order], rows["mean"], xerr=rows.se, color=[noise_color(n) for n in order], capsize=2)
+    ax.axvline(0, color="0.2", lw=0.8)
+    ax.invert_yaxis()
+    ax.set(xlabel="sharpness gap ΔS")
+
+
+def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: object, marker: str = "o", name: str = "") -> None:
+    """Draw means with standard errors against batch size on log axes, with a fit and its 95 % confidence band.
+
+    Args:
+        ax: Where to draw.
+        summary: ``batch_size``, ``mean``, ``se`` as ``analysis.over_seeds`` gives them; values that are not positive have no
+            place on a log axis and are left out (say so beside the figure).
+        fit: The fit, or None.
+        color: Of points, line and band.
+        marker: Of the points.
+        name: In the legend.
+    """
+    shown = summary[summary["mean"] > 0]
+    errors = shown.se.fillna(0)
+    lower = np.minimum(errors, 0.9 * shown["mean"])  # a bar must not reach zero on a log axis
+    ax.errorbar(
+        shown.batch_size, shown["mean"], yerr=[lower, errors], fmt=marker, color=color, ms=4, capsize=2, lw=1, label=name or None
+    )
+    if fit is not None:
+        x = np.geomspace(fit.x.min(), fit.x.max(), 100)
+        low, high = fit.band(x)
+        ax.plot(x, fit(x), color=color, lw=1.1)
+        ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+    ax.set(xscale="log", yscale="log", xlabel="batch size b")
+    plain_ticks(ax, sorted(summary.batch_size.unique()))
+
+
+def plain_ticks(ax: Axes, sizes: Sequence[int]) -> None:
+    """Label a logarithmic batch-size axis with plain numbers, as many as fit."""
+    kept: list[int] = []
+    for size in sizes:
+        if not kept or size / kept[-1] > 1.7:
+            kept.append(size)
+    ax.xaxis.set_major_locator(mpl.ticker.FixedLocator(kept))
+    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+
+
+def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope: float = -1.0) -> None:
+    """Draw a dotted line of a given slope through a point of a log–log plot."""
+    xs = np.array([min(x), max(x)], dtype=float)
+    ax.plot(xs, anchor[1] * (xs / anchor[0]) ** slope, color="0.3", ls=":", lw=1.2, label=f"slope {slope:g}".replace("-", "−"))
+
+
+def save(
+    fig: Figure, name: str, folder: str | Path | None, *, title: str, caption: str, headlines: Sequence[Headline] = ()
+) -> list[Path]:
+    """Write a figure as PNG and PDF, with a JSON of title, caption and headline numbers for the index page.
+
+    Args:
+        fig: The figure.
+        name: File name without suffix.
+        folder: Where to; None or empty: nothing is written (a notebook opened by hand must not overwrite the pipeline's).
+        title: Of the figure, a few words.
+        caption: What is shown and what to see.
+        headlines: Numbers to stand beside it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RunFileError: The folder cannot be written to.
+    """
+    if not folder:
+        logging.getLogger(__name__).info("figures are only saved where `figures` names a folder")
+        return []
+    target = Path(folder)
+    paths = [target / f"{name}.{kind}" for kind in ("png", "pdf", "json")]
+    for path in paths[:2]:
+        # Without a date in it, the same figure is the same file.
+        metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
+        with atomic(path) as temporary:
+            fig.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+    record = {"name": name, "title": title, "caption": caption, "headlines": [{**asdict(h), "text": h.text} for h in headlines]}
+    with atomic(paths[2]) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return paths

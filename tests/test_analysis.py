@@ -1,0 +1,144 @@
+"""Plateaus, gaps and fits against numbers that are known beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from eosslib import analysis
+
+
+def trajectory(batch_size: int, seed: int, values: np.ndarray, *, full: bool = False, diverged: bool = False) -> pd.DataFrame:
+    steps = 100 * np.arange(len(values))
+    return pd.DataFrame({"step": steps, "sharpness": values, "noise_variance": values / 100}).assign(
+        entry="fc-tanh",
+        model="fc-tanh",
+        loss_name="mse",
+        lr=0.1,
+        threshold=20.0,
+        train_size=1000,
+        batch_size=batch_size,
+        noise="sgd",
+        seed=seed,
+        steps=steps[-1],
+        full_batch=full,
+        diverged=diverged,
+    )
+
+
+def family(slope: float = -1.0, noise: float = 0.0) -> pd.DataFrame:
+    """GD at 20 + seed, SGD below it by 100·b^slope."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for seed in (0, 1, 2):
+        parts.append(trajectory(1000, seed, np.full(41, 20.0 + seed), full=True))
+        for b in (10, 20, 50, 100, 200):
+            parts.append(trajectory(b, seed, 20.0 + seed - 100 * b**slope * np.exp(noise * rng.standard_normal()) + np.zeros(41)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_plateau_is_the_mean_over_the_last_quarter_of_the_steps():
+    values = np.arange(41.0)  # steps 0, 100, …, 4000: the last quarter is steps 3100 … 4000
+    table = analysis.plateaus(trajectory(10, 0, values))
+    assert table.sharpness.item() == pytest.approx(np.mean(np.arange(31, 41)))
+    assert table.measurements.item() == 10
+
+
+def test_the_plateau_up_to_a_step_uses_the_last_quarter_before_it():
+    table = analysis.plateaus(trajectory(10, 0, np.arange(41.0)), until=2000)
+    assert table.sharpness.item() == pytest.approx(np.mean(np.arange(16, 21)))
+
+
+def test_a_diverged_run_has_no_plateau_and_no_gap_and_does_not_count():
+    frame = pd.concat(
+        [
+            trajectory(1000, 0, np.full(41, 20.0), full=True),
+            trajectory(1000, 1, np.full(41, 20.0), full=True),
+            trajectory(10, 0, np.full(41, 15.0)),
+            trajectory(10, 1, np.full(5, 99.0), diverged=True),
+        ]
+    )
+    gaps = analysis.gaps(analysis.plateaus(frame))
+    assert gaps.set_index("seed").gap.isna().to_dict() == {0: False, 1: True}
+    summary = analysis.over_seeds(gaps, "gap", ["batch_size"])
+    assert summary["mean"].item() == pytest.approx(5.0)
+    assert summary.seeds.item() == 1
+
+
+def test_the_gap_is_taken_seed_by_seed():
+    summary = analysis.over_seeds(analysis.gaps(analysis.plateaus(family())), "gap", ["batch_size"])
+    assert summary["mean"].to_numpy() == pytest.approx(100 / summary.batch_size.to_numpy())
+    assert summary.se.to_numpy() == pytest.approx(0, abs=1e-12)  # seeds differ by 1, their gaps do not
+
+
+def test_a_gap_without_gradient_descent_is_refused():
+    with pytest.raises(ValueError, match="no full-batch run of fc-tanh with mse, seed 0"):
+        analysis.gaps(analysis.plateaus(trajectory(10, 0, np.ones(41))))
+
+
+@pytest.mark.parametrize("slope", [-1.27, -1.0, 0.5])
+def test_a_power_law_is_recovered(slope: float):
+    x = np.array([1.0, 3.0, 10.0, 40.0])
+    fit = analysis.fit_power_law(x, 7 * x**slope)
+    assert fit.slope == pytest.approx(slope)
+    assert fit.prefactor == pytest.approx(7)
+    assert fit.r_squared == pytest.approx(1)
+
+
+def test_the_confidence_band_covers_the_true_line_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    x = np.geomspace(50, 2500, 11)
+    truth, repetitions = 100 / x, 2000
+    inside = 0
+    for _ in range(repetitions):
+        low, high = analysis.fit_power_law(x, truth * np.exp(0.3 * rng.standard_normal(11))).band(np.array([200.0]))
+        inside += low[0] <= 0.5 <= high[0]
+    error = np.sqrt(0.95 * 0.05 / repetitions)
+    assert abs(inside / repetitions - 0.95) < 4 * error
+
+
+def test_the_standard_error_of_the_slope_is_that_of_an_independent_least_squares():
+    rng = np.random.default_rng(2)
+    x = np.geomspace(1, 100, 8)
+    y = 3 / x * np.exp(0.2 * rng.standard_normal(8))
+    fit = analysis.fit_power_law(x, y)
+    design = np.stack([np.ones(8), np.log(x)], axis=1)
+    beta, residual, *_ = np.linalg.lstsq(design, np.log(y), rcond=None)
+    covariance = residual[0] / 6 * np.linalg.inv(design.T @ design)
+    assert (fit.slope, fit.slope_se) == pytest.approx((beta[1], covariance[1, 1] ** 0.5))
+    at = np.array([1.0, np.log(30.0)])
+    half = stats.t.ppf(0.975, 6) * np.sqrt(at @ covariance @ at)
+    low, high = fit.band(np.array([30.0]))
+    assert np.log(high / low)[0] == pytest.approx(2 * half)
+
+
+def test_points_that_have_no_logarithm_are_left_out_and_named():
+    fit = analysis.fit_power_law([1, 2, 4, 8, 16], [8, 4, -1, 1, np.nan])
+    assert fit.excluded.tolist() == [4, 16]
+    assert fit.slope == pytest.approx(-1)
+    with pytest.raises(ValueError, match="three positive points"):
+        analysis.fit_power_law([1, 2, 4], [8, 4, -1])
+
+
+def test_the_finite_population_factor_is_the_variance_of_a_mean_drawn_without_replacement():
+    values = np.array([1.0, 4.0, 6.0, 7.0, 11.0])
+    means = [values[[i, j]].mean() for i in range(5) for j in range(i)]
+    assert np.var(means) == pytest.approx(np.var(values) * analysis.finite_population(5, np.array([2]))[0])
+
+
+def test_headlines_show_as_many_digits_as_the_error_allows():
+    assert analysis.Headline("a", -0.9412, 0.0213).text == "-0.941 ± 0.021"
+    assert analysis.Headline("a", 18.52, 3.1).text == "18.5 ± 3.1"
+    assert analysis.Headline("a", 1850.0, 30.0).text == "1850 ± 30"
+    assert analysis.Headline("a", 0.5).text == "0.5"
+    assert analysis.Headline("a", float("nan")).text == "not measured"
+    assert analysis.headline_table([analysis.Headline("a", 1.0, 0.1, "1.2")]).loc["a", "paper"] == "1.2"
+
+
+def test_a_claim_that_does_not_hold_stops_the_notebook_unless_the_preset_is_exempt():
+    claims = {"two is more than one": True, "one is more than two": False}
+    with pytest.raises(AssertionError, match="does not hold: one is more than two"):
+        analysis.check(claims)
+    assert analysis.check(claims, enforce=False) == ["holds: two is more than one", "does not hold: one is more than two"]

@@ -1,0 +1,132 @@
+"""The real Snakefile, end to end, on the smoke preset, in a copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eosslib import runs
+from eosslib.config import load_preset
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("checkout")
+    for part in ("eosslib", "config", "profiles", "notebooks"):
+        shutil.copytree(ROOT / part, target / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, target / name)
+    return target
+
+
+def snakemake(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
+    # The copy's own eosslib, in Snakemake, in its jobs and in the notebooks' kernels.
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-m", "snakemake", "--cores", "4", "--config", "preset=smoke", *arguments]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
+    """Jobs a rule of a dry run's table."""
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", result.stdout + result.stderr, re.MULTILINE)}
+
+
+@pytest.fixture(scope="module")
+def built(checkout) -> Path:
+    result = snakemake(checkout, "all")
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return checkout
+
+
+def test_one_command_makes_runs_figures_pages_and_index(built):
+    preset = load_preset("smoke")
+    for group in preset.groups.values():
+        for run in group.runs:
+            runs.load(runs.run_path(built / "data/runs/smoke", group, run), expect=run)
+    figures = built / "figures/smoke"
+    for notebook in preset.notebooks:
+        for kind in ("png", "pdf", "json", "html"):
+            assert (figures / f"{notebook}.{kind}").stat().st_size > 100
+        assert f'src="{notebook}.png"' in (figures / "index.html").read_text()
+
+
+def test_the_pages_need_no_network_and_name_no_folder_of_this_machine(built):
+    for page in (built / "figures/smoke").glob("*.html"):
+        text = page.read_text()
+        assert not re.search(r"<(script|link)[^>]+(src|href)=\"https?:", text), page
+        assert str(built) not in text, page
+
+
+def test_nothing_is_left_to_do_after_a_run(built):
+    result = snakemake(built, "-n", "all")
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_a_changed_setting_trains_only_that_run_again(built):
+    path = built / "config/smoke.yaml"
+    text = path.read_text()
+    try:
+        path.write_text(text.replace("cnn-ce: {model: cnn,", "cnn-ce: {model: cnn, lr: 0.1, batch_size: [20, full],"))
+        result = snakemake(built, "-n", "all")
+        jobs = planned(result)
+        assert jobs["train"] == 2
+        assert jobs["notebook"] == 1
+        touched = set(re.findall(r"data/runs/smoke/([\w-]+)/", "\n".join(re.findall(r"output: .*", result.stdout))))
+        assert touched == {"cnn-ce"}
+    finally:
+        path.write_text(text)
+
+
+def test_an_edit_of_a_figures_code_trains_nothing(built):
+    module = built / "eosslib/plotting.py"
+    text = module.read_text()
+    try:
+        module.write_text(text + "\n# edited\n")
+        jobs = planned(snakemake(built, "-n", "all"))
+        assert jobs["notebook"] == 4
+        assert "train" not in jobs
+    finally:
+        module.write_text(text)
+
+
+def test_a_failing_notebook_leaves_its_traceback_and_the_half_executed_notebook(built):
+    notebook = built / "notebooks/03_cross_entropy_negative_result.ipynb"
+    text = notebook.read_text()
+    try:
+        notebook.write_text(text.replace("end.round(2)", "raise RuntimeError('on purpose')"))
+        result = snakemake(built, "figures/smoke/03_cross_entropy_negative_result.png")
+        assert result.returncode != 0
+        assert "on purpose" in (built / "logs/smoke/03_cross_entropy_negative_result.log").read_text()
+        assert "on purpose" in (built / "logs/smoke/03_cross_entropy_negative_result.failed.ipynb").read_text()
+    finally:
+        notebook.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("preset=nope", "no preset 'nope'"), ("presset=smoke", "unknown key 'presset'")],
+)
+def test_a_wrong_config_argument_is_refused_by_name(checkout, argument, message):
+    result = snakemake(checkout, argument, "-n", "all")
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+
+
+def test_the_snakefile_is_lint_clean(checkout):
+    result = snakemake(checkout, "--lint")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_report_can_be_made(built):
+    result = snakemake(built, "--report", "report.html")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (built / "report.html").stat().st_size > 10_000

@@ -1,0 +1,112 @@
+"""Figures are drawn as the house style says, and saved whole."""
+
+from __future__ import annotations
+
+import json
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from test_analysis import family, trajectory
+
+from eosslib import analysis, plotting
+from eosslib.config import Preset
+from eosslib.errors import RunFileError
+from eosslib.gallery import write_index
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    with mpl.rc_context():
+        mpl.use("agg")
+        plotting.use_style()
+        yield
+    plt.close("all")
+
+
+def test_batch_sizes_have_an_ordered_scale_from_dark_to_light():
+    colors = plotting.batch_colors([400, 25, 100])
+    luminance = [np.dot(colors[b][:3], (0.2126, 0.7152, 0.0722)) for b in (25, 100, 400)]
+    assert luminance == sorted(luminance)
+    assert len(set(luminance)) == 3
+
+
+def test_gradient_descent_is_dashed_black_and_the_threshold_is_labelled():
+    _, ax = plt.subplots()
+    plotting.trajectories(ax, family(), sizes=[10, 200])
+    plotting.threshold(ax, 20.0)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    gd = lines["GD (b = n)"]
+    assert gd.get_color() == "black"
+    assert gd.is_dashed()
+    assert {"b = 10", "b = 200"} <= set(lines)
+    assert "b = 50" not in lines
+    assert any("2/η" in text.get_text() for text in ax.texts)
+
+
+def test_a_line_is_the_mean_over_seeds():
+    _, ax = plt.subplots()
+    plotting.trajectories(ax, family())
+    line = next(line for line in ax.get_lines() if line.get_label() == "b = 100")
+    assert line.get_ydata() == pytest.approx(np.full(41, 20.0))  # seeds at 19, 20 and 21
+
+
+def test_a_diverged_run_is_marked_in_the_figure():
+    values = np.r_[np.full(4, 10.0), np.nan]
+    _, ax = plt.subplots()
+    plotting.trajectories(ax, trajectory(10, 0, values, diverged=True))
+    cross = next(line for line in ax.get_lines() if line.get_label() == "diverged here")
+    assert (cross.get_xdata().item(), cross.get_ydata().item()) == (300, 10)
+
+
+def test_a_gap_that_is_not_positive_is_not_drawn_on_a_log_axis():
+    _, ax = plt.subplots()
+    summary = analysis.over_seeds(analysis.gaps(analysis.plateaus(family())), "gap", ["batch_size"])
+    summary.loc[summary.batch_size == 50, "mean"] = -1.0
+    plotting.power_law(ax, summary, None, color="C0")
+    assert 50 not in ax.containers[0].lines[0].get_xdata()
+
+
+def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
+    fig, ax = plt.subplots()
+    ax.plot([1, 2])
+    headline = analysis.Headline("slope", -0.94, 0.02, "−1.27")
+    paths = plotting.save(fig, "02_x", tmp_path, title="Gap", caption="What is seen.", headlines=[headline])
+    assert [p.name for p in paths] == ["02_x.png", "02_x.pdf", "02_x.json"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG")
+    assert paths[1].read_bytes().startswith(b"%PDF")
+    assert json.loads(paths[2].read_text())["headlines"][0]["text"] == "-0.940 ± 0.020"
+
+
+def test_the_same_figure_is_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        fig, ax = plt.subplots()
+        ax.plot([1, 2])
+        plotting.save(fig, name, tmp_path, title="", caption="")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert plotting.save(plt.figure(), "x", None, title="", caption="") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_index_shows_every_figure_with_caption_and_numbers_and_escapes_text(tmp_path):
+    preset = Preset("digits", "digits & more", (0, 1), {}, {"01_a": ("x",), "02_b": ("x",)})
+    for name in preset.notebooks:
+        fig = plt.figure()
+        headline = analysis.Headline("S < 2/η", 0.97, 0.01, "≈ 1")
+        plotting.save(fig, name, tmp_path, title=f"Title {name}", caption="b < n", headlines=[headline])
+    (tmp_path / "01_a.html").write_text("page")
+    page = write_index(tmp_path, preset).read_text()
+    for part in ("Title 01_a", "Title 02_b", "b &lt; n", "S &lt; 2/η", "0.970 ± 0.010", "≈ 1", "01_a.png", 'href="01_a.html"'):
+        assert part in page
+    assert 'href="02_b.html"' not in page
+
+
+def test_an_index_without_one_of_its_figures_is_refused(tmp_path):
+    with pytest.raises(RunFileError, match="01_a.json does not exist"):
+        write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)}))
