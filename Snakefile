@@ -97,9 +97,10 @@ def failed_notebook(wildcards, output):
     return output.executed.replace(".ipynb", ".failed.ipynb")
 
 
-def has_gpu(wildcards):
-    """One GPU a training where the device may be one; the profile says how many there are."""
-    return 0 if DEVICE == "cpu" else 1
+def gpus(wildcards):
+    """One GPU a training where it will use one; the profile says how many there are to share."""
+    wanted = DEVICE.startswith("cuda") or (DEVICE == "auto" and os.path.exists("/dev/nvidiactl"))
+    return int(wanted)
 
 
 localrules:
@@ -140,7 +141,7 @@ rule train:
         "environment.yml"
     threads: 1
     resources:
-        gpu=has_gpu,
+        gpu=gpus,
         cpu=1,
     params:
         settings=group_settings,
