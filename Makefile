@@ -38,3 +38,10 @@ environment: .venv/.ready
 
 clean:
 	rm -rf data/runs logs figures/smoke .snakemake
+
+# Make the runs you trained the committed ones (the figures of the same preset belong with them).
+.PHONY: reference
+reference:
+	rm -rf data/reference/$(PRESET)
+	mkdir -p data/reference/$(PRESET)
+	cd data/runs/$(PRESET) && find . -name 'seed*.parquet' -exec cp --parents {} ../../reference/$(PRESET)/ \;

@@ -7,7 +7,7 @@ which halves their cost, as far as the memory budget goes; chunks beyond it are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,14 @@ def full_gradient(
             torch._foreach_add_(total, grads)
     assert total is not None
     return tuple(total)
+
+
+def _inner(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inner product over all parameters and the whole stack.
+
+    Differentiating it is what ``grad_outputs`` would do; but that makes torch import sympy, seconds in every job.
+    """
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
 class Hessian:
@@ -121,7 +129,7 @@ class Hessian:
         result = torch.zeros_like(v)
         for grads, keep in self._graphs():
             # A parameter the gradient does not depend on (the last bias under mse) has a zero block.
-            part = torch.autograd.grad(grads, self._params, views, retain_graph=keep, materialize_grads=True)
+            part = torch.autograd.grad(_inner(grads, views), self._params, retain_graph=keep, materialize_grads=True)
             result += network.flatten(part)
         return result
 
@@ -147,8 +155,8 @@ def directional_derivatives(
     for part in chunks(objective, params, x, memory):
         losses = objective.example_losses(params, x[:, part], y[:, part])
         weights = torch.ones_like(losses, requires_grad=True)
-        grads = torch.autograd.grad(losses, params, weights, create_graph=True)
-        columns.append(torch.autograd.grad(grads, weights, directions)[0])
+        grads = torch.autograd.grad((losses * weights).sum(), params, create_graph=True)
+        columns.append(torch.autograd.grad(_inner(grads, directions), weights)[0])
     return torch.cat(columns, dim=1)
 
 
@@ -167,7 +175,7 @@ def curvature_along_gradient(
     loss = objective.example_losses(params, x, y).mean(1).sum()
     grads = torch.autograd.grad(loss, params, create_graph=True)
     directions = [g.detach() for g in grads]
-    products = torch.autograd.grad(grads, params, directions, materialize_grads=True)
+    products = torch.autograd.grad(_inner(grads, directions), params, materialize_grads=True)
     g, hg = objective.network.flatten(directions), objective.network.flatten(products)
     return (g * hg).sum(1), (g * g).sum(1)
 

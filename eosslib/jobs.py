@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -65,7 +64,7 @@ def train_group(group: Group, options: Options) -> list[Path]:
 def _is_done(path: Path, config: RunConfig) -> bool:
     """Whether this run is there, whole and with these settings; anything else is trained again."""
     try:
-        runs.load(path, expect=config)
+        runs.read(path, expect=config)
     except RunFileError:
         return False
     return True
@@ -105,9 +104,9 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
             _save_checkpoint(checkpoint, configs, last)
             raise Interrupted(f"{group.name}: stopped at step {last.step}; run the same command to go on from there") from None
     for config in configs:
-        run = runs.Run(config, provenance(trainer, state, config, len(configs)), _frame(state.rows[config.seed]))
-        runs.save(run, runs.run_path(options.folder, group, config))
-        log.info("%s seed %d: %s", group.name, config.seed, summary(run))
+        origin, rows = provenance(trainer, state, config, len(configs)), state.rows[config.seed]
+        runs.write(config, origin, runs.table_of(rows), runs.run_path(options.folder, group, config))
+        log.info("%s seed %d: %s", group.name, config.seed, summary(config, origin, rows))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -124,20 +123,15 @@ def _status(state: State, config: RunConfig) -> str:
     return f"loss {loss:.2e}, S {sharpness:.4g} of 2/η {config.threshold:.4g}"
 
 
-def _frame(rows: list[dict[str, float]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows)
-    whole = dict.fromkeys(("step",), "int64")
-    return frame.astype(whole)
-
-
-def summary(run: runs.Run) -> str:
+def summary(config: RunConfig, origin: dict[str, Any], rows: list[dict[str, float]]) -> str:
     """Say in one line how a run ended."""
-    last = run.frame.iloc[-1]
-    end = f"diverged before step {run.diverged_at}" if run.diverged_at is not None else f"{int(last.step)} steps"
-    sharpness = run.frame.sharpness.dropna() if "sharpness" in run.frame else pd.Series(dtype=float)
-    at = f"S {sharpness.iloc[-1]:.4g} of 2/η {run.config.threshold:.4g}" if len(sharpness) else "never measured"
-    accuracy = f", test accuracy {last.test_accuracy:.1%}" if "test_accuracy" in run.frame and pd.notna(last.test_accuracy) else ""
-    return f"{end}, loss {last.loss:.3g}, {at}{accuracy}, {run.provenance['wall_seconds']:.1f} s for the stack"
+    last = rows[-1]
+    diverged = origin["diverged_at"]
+    end = f"{last['step']} steps" if diverged is None else f"diverged before step {diverged}"
+    measured = [row["sharpness"] for row in rows if "sharpness" in row]
+    at = f"S {measured[-1]:.4g} of 2/η {config.threshold:.4g}" if measured else "never measured"
+    accuracy = f", test accuracy {last['test_accuracy']:.1%}" if "test_accuracy" in last else ""
+    return f"{end}, loss {last['loss']:.3g}, {at}{accuracy}, {origin['wall_seconds']:.1f} s for the stack"
 
 
 def provenance(trainer: Trainer, state: State, config: RunConfig, stacked: int) -> dict[str, Any]:

@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eosslib.config import Group, Preset, RunConfig, difference
 from eosslib.errors import ConfigError, ConfigMismatch, RunFileError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 METADATA_KEY = b"eosslib"
@@ -77,11 +79,25 @@ def save(run: Run, path: Path) -> None:
     Raises:
         RunFileError: The file cannot be written; whatever was there before is untouched.
     """
-    table = pa.Table.from_pandas(run.frame, preserve_index=False)
-    payload = json.dumps({"config": run.config.to_dict(), "provenance": run.provenance}).encode()
+    write(run.config, run.provenance, pa.Table.from_pandas(run.frame, preserve_index=False), path)
+
+
+def write(config: RunConfig, provenance: dict[str, Any], table: pa.Table, path: Path) -> None:
+    """Write a run whose trajectory is an Arrow table; training jobs do so without importing pandas.
+
+    Raises:
+        RunFileError: The file cannot be written; whatever was there before is untouched.
+    """
+    payload = json.dumps({"config": config.to_dict(), "provenance": provenance}).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA_KEY: payload})
     with atomic(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def table_of(rows: list[dict[str, float]]) -> pa.Table:
+    """Make a table of a trajectory's rows; what a row does not have is null."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return pa.table({column: [row.get(column) for row in rows] for column in columns})
 
 
 def load(path: Path | str, expect: RunConfig | None = None) -> Run:
@@ -95,6 +111,12 @@ def load(path: Path | str, expect: RunConfig | None = None) -> Run:
         RunFileError: The file is missing, truncated, or was not written by eosslib.
         ConfigMismatch: The stored configuration differs from ``expect``; the message names the key.
     """
+    config, provenance, table = read(path, expect)
+    return Run(config, provenance, table.to_pandas())
+
+
+def read(path: Path | str, expect: RunConfig | None = None) -> tuple[RunConfig, dict[str, Any], pa.Table]:
+    """Read a run's configuration, provenance and trajectory as ``load`` does, without pandas."""
     path = Path(path)
     if not path.is_file():
         raise RunFileError(f"{path} does not exist: train it first")
@@ -114,7 +136,7 @@ def load(path: Path | str, expect: RunConfig | None = None) -> Run:
         config = RunConfig(**stored["config"])
     except (ConfigError, TypeError) as error:
         raise RunFileError(f"{path} was written by another version of eosslib ({error})") from None
-    return Run(config, stored["provenance"], table.to_pandas())
+    return config, stored["provenance"], table
 
 
 def run_path(folder: Path, group: Group, config: RunConfig) -> Path:
@@ -178,6 +200,8 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                     diverged=run.diverged_at is not None,
                 )
             )
+    import pandas as pd  # most of a second, which training jobs do without
+
     frame = pd.concat(parts, ignore_index=True)
     devices, commits = (", ".join(sorted(set(names))) for names in zip(*origins, strict=True))
     kind = "committed" if folder.parent.name == "reference" else "freshly trained"
