@@ -28,10 +28,10 @@ def _linear(params: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 def _conv(params: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     # Channels last: convolutions twice as fast on the CPU as in the default layout, poolings ten times.
     weight, bias = params
-    x = x[0].contiguous(memory_format=torch.channels_last)
+    x = x.squeeze(0).contiguous(memory_format=torch.channels_last)  # squeeze, not [0]: its gradient is a view
     if x.shape[1] == 1:  # one channel lies in memory alike in both layouts; say that it is the last
         x = x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
-    return F.conv2d(x, weight[0], bias[0], padding=1).unsqueeze(0)
+    return F.conv2d(x, weight.squeeze(0), bias.squeeze(0), padding=1).unsqueeze(0)
 
 
 def _pool(params: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
