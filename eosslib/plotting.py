@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ MODEL_LABELS = {"fc-tanh": "FC-tanh", "fc-relu": "FC-ReLU", "cnn": "CNN"}
 LOSS_LABELS = {"mse": "squared error", "cross-entropy": "cross-entropy"}
 NOISE_LABELS = {
     "sgd": "mini-batch SGD",
-    "gaussian": "GD + Gaussian, full covariance",
-    "diagonal": "GD + Gaussian, diagonal",
-    "isotropic": "GD + Gaussian, isotropic",
-    "along_u": "GD + noise along u only",
+    "gaussian": "GD + full covariance",
+    "diagonal": "GD + its diagonal",
+    "isotropic": "GD + isotropic",
+    "along_u": "GD + noise along u",
     "without_u": "GD + noise without u",
 }
 NOISE_ORDER = list(NOISE_LABELS)
@@ -67,12 +67,11 @@ def label(row: pd.Series) -> str:
     return f"{MODEL_LABELS.get(row.model, row.model)}, {LOSS_LABELS.get(row.loss_name, row.loss_name)}"
 
 
-def batch_colors(sizes: Sequence[int]) -> dict[int, tuple[float, float, float, float]]:
-    """Give each batch size its colour: dark is small, on one scale, logarithmic in b."""
-    ordered = sorted(set(sizes))
-    logs = np.log(ordered)
-    span = (logs - logs[0]) / max(logs[-1] - logs[0], 1e-9) if len(ordered) > 1 else np.zeros(1)
-    return {size: mpl.colormaps["viridis"](0.9 * place) for size, place in zip(ordered, span, strict=True)}
+def batch_colors(sizes: Iterable[int], n: int) -> dict[int, tuple[float, float, float, float]]:
+    """Give each batch size its colour, the same in all figures of n examples: dark is n/100, light n/2, logarithmic in b."""
+    ends = np.log([n / 100, n / 2])
+    places = np.clip((np.log(sorted(set(sizes))) - ends[0]) / (ends[1] - ends[0]), 0, 1)
+    return {size: mpl.colormaps["viridis"](0.9 * place) for size, place in zip(sorted(set(sizes)), places, strict=True)}
 
 
 def threshold(ax: Axes, value: float) -> None:
@@ -99,7 +98,7 @@ def trajectories(ax: Axes, frame: pd.DataFrame, sizes: Sequence[int] | None = No
         sizes: Batch sizes to show besides gradient descent; default: all.
     """
     sgd = frame[~frame.full_batch]
-    colors = batch_colors(sorted(set(sgd.batch_size)))
+    colors = batch_colors(sgd.batch_size, frame.train_size.iloc[0])
     for size in sorted(colors):
         if sizes is None or size in sizes:
             _line(ax, sgd[sgd.batch_size == size], color=colors[size], label=f"b = {size:,}")

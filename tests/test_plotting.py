@@ -26,10 +26,14 @@ def close_figures():
 
 
 def test_batch_sizes_have_an_ordered_scale_from_dark_to_light():
-    colors = plotting.batch_colors([400, 25, 100])
+    colors = plotting.batch_colors([400, 25, 100], 1000)
     luminance = [np.dot(colors[b][:3], (0.2126, 0.7152, 0.0722)) for b in (25, 100, 400)]
     assert luminance == sorted(luminance)
     assert len(set(luminance)) == 3
+
+
+def test_a_batch_size_has_the_same_colour_whatever_stands_beside_it():
+    assert plotting.batch_colors([25, 100], 1000)[100] == plotting.batch_colors([50, 100, 400], 1000)[100]
 
 
 def test_gradient_descent_is_dashed_black_and_the_threshold_is_labelled():
@@ -108,5 +112,5 @@ def test_the_index_shows_every_figure_with_caption_and_numbers_and_escapes_text(
 
 
 def test_an_index_without_one_of_its_figures_is_refused(tmp_path):
-    with pytest.raises(RunFileError, match="01_a.json does not exist"):
+    with pytest.raises(RunFileError, match=r"01_a\.json does not exist"):
         write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)}))

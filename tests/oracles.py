@@ -1,0 +1,104 @@
+"""Slow, independent ways to compute what eosslib computes: plain ``nn.Sequential``, dense float64 matrices, all batches listed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from eosslib import losses, models
+from eosslib.flat import Objective, StackedNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A stack of small float64 networks with data, and what is to be known about them without the library."""
+
+    module: nn.Sequential
+    loss: str
+    theta: torch.Tensor  # (R, P)
+    x: torch.Tensor  # (1, n, *shape)
+    y: torch.Tensor  # (1, n, K)
+
+    @property
+    def objective(self) -> Objective:
+        """The library's view of the same network and loss."""
+        return Objective(StackedNetwork(self.module), losses.by_name(self.loss))
+
+    @property
+    def n(self) -> int:
+        return self.x.shape[1]
+
+    def outputs(self, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """f(x) of one network: (P,), (B, *shape) → (B, K), through the module's own layers."""
+        shapes = {name: p.shape for name, p in self.module.named_parameters()}
+        parts = theta.split([shape.numel() for shape in shapes.values()])
+        values = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return torch.func.functional_call(self.module, values, (x,))
+
+    def example_losses(self, theta: torch.Tensor, indices: list[int] | None = None) -> torch.Tensor:
+        """ℓᵢ of one network, with the losses written out once more: (P,) → (B,)."""
+        chosen = slice(None) if indices is None else indices
+        x, y = self.x[0, chosen], self.y[0, chosen]
+        f = self.outputs(theta, x)
+        if self.loss == "mse":
+            return torch.stack([(row @ row) / 2 for row in f - y])
+        return nn.functional.cross_entropy(f, y.argmax(1), reduction="none")
+
+    @functools.cache  # noqa: B019 (a handful of small problems, asked again and again)
+    def example_gradients(self, row: int = 0) -> torch.Tensor:
+        """∇ℓᵢ of one network: (n, P)."""
+        return torch.autograd.functional.jacobian(self.example_losses, self.theta[row])
+
+    def hessian(self, row: int = 0, indices: list[int] | None = None) -> torch.Tensor:
+        """Dense Hessian of one network's mean loss over some examples: (P, P)."""
+        return self._hessian(row, None if indices is None else tuple(indices))
+
+    @functools.cache  # noqa: B019
+    def _hessian(self, row: int, indices: tuple[int, ...] | None) -> torch.Tensor:
+        chosen = None if indices is None else list(indices)
+        return torch.autograd.functional.hessian(lambda t: self.example_losses(t, chosen).mean(), self.theta[row])
+
+    def covariance(self, row: int = 0) -> torch.Tensor:
+        """Covariance Σ of the per-example gradients, divisor n: (P, P)."""
+        return torch.cov(self.example_gradients(row).T, correction=0)
+
+
+@functools.cache
+def problem(
+    model: str = "fc-tanh",
+    loss: str = "mse",
+    *,
+    n: int = 12,
+    stack: int = 1,
+    shape: tuple[int, int, int] = (2, 4, 4),
+    outputs: int = 3,
+    width: int = 4,
+    depth: int = 2,
+    seed: int = 0,
+) -> Problem:
+    """Make a small problem; the same arguments give the same one, not to be changed in place."""
+    modules = [models.initialised(model, shape, outputs, width=width, depth=depth, seed=seed + r).double() for r in range(stack)]
+    vectors = [nn.utils.parameters_to_vector(module.parameters()).detach() for module in modules]
+    stream = torch.Generator().manual_seed(100 + seed)
+    x = torch.randn(1, n, *shape, generator=stream, dtype=torch.float64)
+    labels = torch.randint(outputs, (n,), generator=stream)
+    return Problem(modules[0], loss, torch.stack(vectors), x, nn.functional.one_hot(labels, outputs).double().unsqueeze(0))
+
+
+def all_batches(n: int, batch_size: int) -> list[list[int]]:
+    """Every mini-batch without replacement there is."""
+    return [list(batch) for batch in itertools.combinations(range(n), batch_size)]
+
+
+def top_vector(matrix: torch.Tensor) -> torch.Tensor:
+    """Unit eigenvector of the largest eigenvalue."""
+    return torch.linalg.eigh(matrix).eigenvectors[:, -1]
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers in float64 from a seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

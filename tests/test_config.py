@@ -1,0 +1,196 @@
+"""Presets and settings: what is accepted, and that everything else is refused in one line that names file and key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import TINY
+
+from eosslib import config, dynamics, losses, models
+from eosslib.config import PRESET_FOLDER, RunConfig, load_preset
+from eosslib.errors import ConfigError
+
+Writer = Callable[..., Path]
+
+
+def refusal(path: Path | str) -> str:
+    """The one line with which a preset is refused."""
+    with pytest.raises(ConfigError) as caught:
+        load_preset(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# --- what is accepted --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(PRESET_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_preset_loads_by_name_and_by_path(path: Path) -> None:
+    preset = load_preset(path.stem)
+    assert preset == load_preset(path)
+    assert preset.groups
+    assert preset.notebooks
+    for group in preset.groups.values():
+        assert [run.seed for run in group.runs] == list(preset.seeds)
+        assert {dataclasses.replace(run, seed=0) for run in group.runs} == {dataclasses.replace(group.runs[0], seed=0)}
+
+
+def test_the_schema_lists_just_what_the_code_offers() -> None:
+    settings = config.schema()["$defs"]["settings"]["properties"]
+    assert settings.keys() == {field.name for field in dataclasses.fields(RunConfig)} - {"seed"}
+    assert settings["model"]["enum"] == list(models.MODELS)
+    assert settings["loss"]["enum"] == list(losses.LOSSES)
+    assert config.schema()["$defs"]["noise"]["enum"] == list(dynamics.DIRECTIONS)
+
+
+def test_a_preset_is_its_groups_for_all_seeds(write_preset: Writer) -> None:
+    runs = {"one": {"batch_size": [8, "full"], "noise": ["sgd", "gaussian"]}, "two": {"lr": 0.2}}
+    preset = load_preset(write_preset(seeds=[4, 2], runs=runs, notebooks={"n": ["one"], "m": ["two", "one"]}, description="d"))
+    assert list(preset.groups) == ["one/b0008", "one/b0008-gaussian", "one/full", "one/full-gaussian", "two/b0008"]
+    group = preset.groups["one/full-gaussian"]
+    assert group.entry == "one"
+    assert [(run.seed, run.batch_size, run.noise, run.lr) for run in group.runs] == [
+        (4, 40, "gaussian", 0.1),
+        (2, 40, "gaussian", 0.1),
+    ]
+    assert preset.groups["two/b0008"].runs[0].lr == 0.2
+    assert (preset.name, preset.description, preset.seeds) == ("mini", "d", (4, 2))
+    assert preset.notebooks == {"n": ("one",), "m": ("two", "one")}
+    assert [group.name for group in preset.select(["two"])] == ["two/b0008"]
+
+
+def test_threshold_is_two_over_the_step_size() -> None:
+    assert RunConfig(**TINY | {"lr": 0.01}).threshold == 200.0
+
+
+FULL_BATCH = [
+    ("sgd", "reshuffle", 40, True),
+    ("sgd", "reshuffle", 39, False),
+    ("sgd", "iid", 40, False),
+    ("gaussian", "reshuffle", 40, False),
+]
+
+
+@pytest.mark.parametrize(("noise", "sampling", "size", "expected"), FULL_BATCH)
+def test_full_batch_means_no_noise_of_any_kind(noise: str, sampling: str, size: int, expected: bool) -> None:
+    assert RunConfig(**TINY | {"noise": noise, "sampling": sampling, "batch_size": size}).full_batch is expected
+
+
+def test_difference_names_the_first_key_with_both_values() -> None:
+    one = RunConfig(**TINY).to_dict()
+    assert config.difference(one, one) is None
+    assert config.difference(one, {**one, "lr": 0.2, "steps": 3}) == "lr is 0.1, not 0.2"
+    assert config.difference({**one, "old": 1}, one) == "old is 1, not None"
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown key": ({"learning_rat": 0.1}, ["unknown key 'learning_rat'"]),
+    "misspelt key": ({"step": 5}, ["unknown key 'step'", "did you mean 'steps'?"]),
+    "number as a string": ({"lr": "1e-3"}, ["lr: '1e-3' is not of type number above 0", "write 1.0e-3"]),
+    "word for a number": ({"steps": "many"}, ["steps: 'many' is not of type integer"]),
+    "boolean for a number": ({"width": True}, ["width: True is not of type integer"]),
+    "null": ({"width": None}, ["width: None is not"]),
+    "fraction of a step": ({"steps": 2.5}, ["steps: 2.5 is not of type integer"]),
+    "whole float for an integer": ({"batch_size": 8.0}, ["batch_size"]),
+    "unknown model": ({"model": "resnet"}, ["model: 'resnet' is not one of fc-tanh, fc-relu, cnn"]),
+    "unknown loss": ({"loss": "hinge"}, ["loss: 'hinge' is not one of mse, cross-entropy"]),
+    "unknown noise": ({"noise": "pink"}, ["noise: 'pink' is not one of sgd, gaussian"]),
+    "unknown data set": ({"dataset": "mnist"}, ["dataset: 'mnist' is not one of digits, cifar10"]),
+    "batch size above n": ({"batch_size": 41}, ["batch_size 41 is above the 40 training examples"]),
+    "batch size of zero": ({"batch_size": 0}, ["batch_size: 0 is not of type integer at least 1"]),
+    "zero among batch sizes": ({"batch_size": [8, 0]}, ["batch_size", "[8, 0] is not"]),
+    "no batch sizes": ({"batch_size": []}, ["batch_size: [] is not"]),
+    "a batch size twice": ({"batch_size": [8, 8]}, ["batch_size: [8, 8] is not", "without repetition"]),
+    "step size of zero": ({"lr": 0}, ["lr: 0 is not of type number above 0"]),
+    "negative step size": ({"lr": -0.1}, ["lr: -0.1 is not of type number above 0"]),
+    "step size not a number": ({"lr": float("nan")}, ["lr"]),
+    "infinite step size": ({"lr": float("inf")}, ["lr"]),
+    "no steps": ({"steps": 0}, ["steps: 0 is not of type integer at least 1"]),
+    "tolerance of one": ({"eig_tol": 1.0}, ["eig_tol: 1.0 is not of type number above 0 below 1"]),
+    "samples between measurements": ({"sample_every": 7}, ["sample_every 7 is not a multiple of measure_every 5"]),
+    "a single draw, no standard error": ({"sample_every": 5, "batch_sharpness_draws": 1}, ["batch_sharpness_draws"]),
+    "a single draw of MiniBS": ({"sample_every": 5, "minibs_draws": 1}, ["minibs_draws"]),
+    "seed among the settings": ({"seed": 3}, ["unknown key 'seed'"]),
+}
+
+
+@pytest.mark.parametrize("where", ["settings", "runs.only"])
+@pytest.mark.parametrize(("change", "words"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_wrong_setting_is_refused_by_file_place_and_key(
+    change: dict[str, Any], words: list[str], where: str, write_preset: Writer
+) -> None:
+    parts = {"settings": TINY | change} if where == "settings" else {"runs": {"only": change}}
+    text = refusal(write_preset(**parts))
+    assert "/mini.yaml: " in text
+    assert where in text or "runs.only" in text  # what only the whole of a run contradicts is told of the run
+    for part in words:
+        assert part in text
+
+
+PRESETS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown key": ({"stings": {}}, ["unknown key 'stings'", "did you mean 'settings'?"]),
+    "no seeds": ({"seeds": None}, ["key 'seeds' is missing"]),
+    "an empty list of seeds": ({"seeds": []}, ["seeds: [] is not"]),
+    "a negative seed": ({"seeds": [-1]}, ["seeds.0: -1 is not of type integer at least 0"]),
+    "a seed twice": ({"seeds": [1, 1]}, ["seeds: [1, 1] is not", "without repetition"]),
+    "no runs": ({"runs": None}, ["key 'runs' is missing"]),
+    "runs without any": ({"runs": {}}, ["runs: {} is not"]),
+    "a run that is not a mapping": ({"runs": {"only": 3}}, ["runs.only: 3 is not of type object"]),
+    "a run with a slash in its name": ({"runs": {"a/b": {}}, "notebooks": {"n": ["a/b"]}}, ["a/b"]),
+    "a key nobody gives": ({"settings": {k: v for k, v in TINY.items() if k != "lr"}}, ["key 'lr' is missing in runs.only"]),
+    "a notebook of unknown runs": ({"notebooks": {"n": ["others"]}}, ["notebooks.n", "no runs named 'others'", "only"]),
+    "another name than the file's": ({"name": "other"}, ["name is 'other'", "mini.yaml"]),
+    "a name that is no folder": ({"name": "../up"}, ["name: '../up' is not"]),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), PRESETS.values(), ids=PRESETS.keys())
+def test_a_wrong_preset_is_refused_by_file_and_key(change: dict[str, Any], words: list[str], write_preset: Writer) -> None:
+    text = refusal(write_preset(**change))
+    assert "/mini.yaml: " in text
+    for part in words:
+        assert part in text
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- list\n", "just words"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mini.yaml").write_text(content)
+    assert "/mini.yaml: " in refusal(tmp_path / "mini.yaml")
+
+
+@pytest.mark.parametrize("content", [b"name: [unclosed", b"a: b: c", b"\xff\xfe\xfa", b"a: \x00"])
+def test_a_file_that_is_no_yaml_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "mini.yaml").write_bytes(content)
+    assert "/mini.yaml: not valid YAML" in refusal(tmp_path / "mini.yaml")
+
+
+@pytest.mark.parametrize("name", ["nothing", "nowhere/nothing.yaml"])
+def test_a_preset_that_is_not_there_is_named_with_those_that_are(name: str) -> None:
+    text = refusal(name)
+    assert f"no preset '{name}'" in text
+    assert "digits" in text
+    assert "smoke" in text
+
+
+INVALID: dict[str, dict[str, Any]] = {
+    "a list of noise models": {"noise": ["sgd"]},
+    "the word full": {"batch_size": "full"},
+    "a list of batch sizes": {"batch_size": [8]},
+    "a string": {"lr": "0.1"},
+    "a batch above n": {"batch_size": 41},
+    "a seed that is no integer": {"seed": "one"},
+    "a negative seed": {"seed": -1},
+}
+
+
+@pytest.mark.parametrize("change", INVALID.values(), ids=INVALID.keys())
+def test_a_configuration_built_in_python_is_checked_too(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        RunConfig(**TINY | change)

@@ -1,0 +1,225 @@
+"""Eigenpairs of matrices with a chosen spectrum; SciPy and the spectrum itself are the oracles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import scipy.sparse.linalg
+import torch
+from oracles import randn
+
+from eosslib.eigen import Eigenpairs, Operator, top_eigenpairs
+
+
+def matrix(spectrum: list[float] | torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """A symmetric matrix with this spectrum and random eigenvectors: its k-th column belongs to the k-th value."""
+    return (
+        rotation(len(spectrum), seed) @ torch.diag(torch.as_tensor(spectrum, dtype=torch.float64)) @ rotation(len(spectrum), seed).T
+    )
+
+
+def rotation(size: int, seed: int = 0) -> torch.Tensor:
+    return torch.linalg.qr(randn(size, size, seed=seed))[0]
+
+
+def stacked(*matrices: torch.Tensor) -> Operator:
+    whole = torch.stack(matrices)
+    return lambda v: (whole @ v.unsqueeze(2)).squeeze(2)
+
+
+def start(size: int, stack: int = 1, vectors: int = 1, seed: int = 7) -> torch.Tensor:
+    return randn(stack, vectors, size, seed=seed)
+
+
+DECAYING = [10.0 / (i + 1) for i in range(60)]
+SPECTRA = {
+    "decaying": DECAYING,
+    "clustered": [5.0, 4.99, 4.98, 4.97, *[1.0 - 0.01 * i for i in range(56)]],
+    "mixed signs, largest in size negative": [3.0, 2.5, 2.0, *[0.1] * 20, *[-10.0 - i for i in range(20)]],
+    "all negative": [-0.5 - 0.2 * i for i in range(40)],
+    "low rank": [7.0, 3.0, 1.0, *[0.0] * 40],
+    "tiny scale": [1e-9 * value for value in DECAYING],
+    "size one": [-2.0],
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA.keys())
+@pytest.mark.parametrize("k", [1, 3])
+def test_finds_the_algebraically_largest_of_a_chosen_spectrum(spectrum: list[float], k: int) -> None:
+    k = min(k, len(spectrum))
+    pairs = top_eigenpairs(stacked(matrix(spectrum)), start(len(spectrum)), k=k, tol=1e-9)
+    scale = max(map(abs, spectrum))
+    expected = torch.tensor(sorted(spectrum, reverse=True)[:k], dtype=torch.float64)
+    assert bool(pairs.converged.all())
+    torch.testing.assert_close(pairs.values[0], expected, rtol=0, atol=1e-9 * scale)
+
+
+def test_vectors_are_those_of_the_matrix_and_orthonormal() -> None:
+    pairs = top_eigenpairs(stacked(matrix(DECAYING)), start(60), k=3, tol=1e-10)
+    vectors = pairs.vectors[0]
+    torch.testing.assert_close((vectors @ rotation(60)[:, :3]).abs(), torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_agrees_with_scipy_eigsh(k: int) -> None:
+    a = randn(80, 80, seed=3)
+    a = (a + a.T) / 2
+    pairs = top_eigenpairs(stacked(a), start(80), k=k, tol=1e-10)
+    expected = scipy.sparse.linalg.eigsh(a.numpy(), k=k, which="LA", return_eigenvectors=False)[::-1].copy()
+    torch.testing.assert_close(pairs.values[0], torch.from_numpy(expected), rtol=1e-10, atol=0)
+
+
+def test_restarting_a_small_basis_still_converges() -> None:
+    a = matrix(SPECTRA["clustered"])
+    pairs = top_eigenpairs(stacked(a), start(60), k=2, tol=1e-8, max_basis=6)
+    assert int(pairs.products) > 6
+    assert bool(pairs.converged)
+    torch.testing.assert_close(pairs.values[0], torch.tensor([5.0, 4.99], dtype=torch.float64), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("tol", "k"), [(1e-2, 1), (1e-2, 3), (1e-6, 2)])
+def test_the_reported_residual_is_the_true_one_and_below_the_tolerance(tol: float, k: int) -> None:
+    a = matrix(DECAYING)
+    pairs = top_eigenpairs(stacked(a), start(60), k=k, tol=tol)
+    mapped = pairs.vectors[0] @ a
+    true = (mapped - pairs.values[0, :, None] * pairs.vectors[0]).norm(dim=1) / pairs.values[0, 0].abs()
+    torch.testing.assert_close(pairs.residuals[0], true, rtol=1e-8, atol=1e-13)
+    assert float(true.max()) <= tol
+
+
+def test_a_warm_start_needs_fewer_products_than_a_cold_one() -> None:
+    a, nearby = matrix(DECAYING), matrix(DECAYING) + 1e-3 * matrix(DECAYING, seed=1)
+    cold = top_eigenpairs(stacked(nearby), start(60), k=2, tol=1e-3)
+    vectors = top_eigenpairs(stacked(a), start(60), k=2, tol=1e-3).vectors
+    warm = top_eigenpairs(stacked(nearby), vectors, k=2, tol=1e-3)
+    assert int(warm.products) <= 3 < int(cold.products)
+    torch.testing.assert_close(warm.values, cold.values, rtol=1e-5, atol=0)
+
+
+def test_counts_every_product_it_makes() -> None:
+    made = []
+
+    def counting(v: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        return stacked(matrix(DECAYING))(v)
+
+    pairs = top_eigenpairs(counting, start(60), tol=1e-6)
+    assert int(pairs.products) == len(made)
+
+
+def test_too_few_products_are_reported_as_not_converged() -> None:
+    pairs = top_eigenpairs(stacked(matrix(DECAYING)), start(60), tol=1e-12, max_products=3)
+    assert not bool(pairs.converged)
+    assert int(pairs.products) == 3
+    assert float(pairs.residuals.max()) > 1e-12
+
+
+def test_at_full_dimension_the_answer_is_exact_whatever_the_tolerance() -> None:
+    pairs = top_eigenpairs(stacked(matrix([4.0, 3.0, 2.0, 1.0])), start(4), k=4, tol=1e-300)
+    assert bool(pairs.converged)
+    torch.testing.assert_close(pairs.values[0], torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def assert_same(one: Eigenpairs, row: int, alone: Eigenpairs) -> None:
+    assert int(one.products[row]) == int(alone.products[0])
+    torch.testing.assert_close(one.values[row], alone.values[0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(one.residuals[row], alone.residuals[0], rtol=1e-3, atol=1e-12)
+    cosines = (one.vectors[row] * alone.vectors[0]).sum(1).abs()  # the sign of an eigenvector is nobody's
+    torch.testing.assert_close(cosines, torch.ones_like(cosines), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_result_for_an_operator_does_not_depend_on_the_stack(k: int) -> None:
+    matrices = [matrix(DECAYING), matrix(SPECTRA["clustered"], seed=2), matrix([*range(60)], seed=3)]
+    starts = start(60, stack=3)
+    together = top_eigenpairs(stacked(*matrices), starts, k=k, tol=1e-6)
+    assert len(set(together.products.tolist())) == 3, "the operators must stop at different moments for this to say anything"
+    for row, a in enumerate(matrices):
+        assert_same(together, row, top_eigenpairs(stacked(a), starts[row : row + 1], k=k, tol=1e-6))
+
+
+def test_an_operator_that_needs_a_random_vector_does_not_depend_on_the_stack_either() -> None:
+    a, b = matrix(DECAYING), matrix(SPECTRA["clustered"], seed=2)
+    starts = torch.stack([start(60)[0], rotation(60, 2)[:, 5][None]])  # the second is an eigenvector, its Krylov space a line
+    together = top_eigenpairs(stacked(a, b), starts, k=2, tol=1e-6)
+    assert_same(together, 1, top_eigenpairs(stacked(b), starts[1:], k=2, tol=1e-6))
+
+
+def spoiled(value: float, a: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    good = stacked(a, a)
+
+    def operator(v: torch.Tensor) -> torch.Tensor:
+        image = good(v)
+        image[1] = value
+        return image
+
+    return operator
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_operator_that_is_not_finite_gets_nan_and_leaves_its_neighbour_alone(value: float, k: int) -> None:
+    a = matrix(DECAYING)
+    starts = start(60, stack=2)
+    pairs = top_eigenpairs(spoiled(value, a), starts, k=k, tol=1e-8)
+    assert bool(pairs.values[1].isnan().all())
+    assert pairs.converged.tolist() == [True, False]
+    assert_same(pairs, 0, top_eigenpairs(stacked(a), starts[:1], k=k, tol=1e-8))
+
+
+def test_a_start_in_an_invariant_subspace_is_left_for_the_top_pairs() -> None:
+    a = matrix(DECAYING)
+    pairs = top_eigenpairs(stacked(a), rotation(60)[:, 4].reshape(1, 1, 60), k=2, tol=1e-9)
+    torch.testing.assert_close(pairs.values[0], torch.tensor(DECAYING[:2], dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1.0, -3.0, 0.0])
+def test_a_multiple_of_the_identity_has_k_equal_eigenvalues(factor: float) -> None:
+    pairs = top_eigenpairs(lambda v: factor * v, start(50), k=3, tol=1e-9)
+    assert bool(pairs.converged)
+    torch.testing.assert_close(pairs.values[0], torch.full((3,), factor, dtype=torch.float64), rtol=1e-12, atol=1e-300)
+    torch.testing.assert_close(pairs.vectors[0] @ pairs.vectors[0].T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_linearly_dependent_start_vectors_do_no_harm() -> None:
+    one = start(60)
+    pairs = top_eigenpairs(stacked(matrix(DECAYING)), torch.cat([one, 2 * one, -one], dim=1), k=2, tol=1e-9)
+    torch.testing.assert_close(pairs.values[0], torch.tensor(DECAYING[:2], dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+def test_nearly_parallel_start_vectors_leave_the_basis_orthonormal_in_float32() -> None:
+    """Projecting once would leave an angle of some degrees between the first two basis vectors, and a value off by percents."""
+    a, one = matrix(DECAYING).float(), rotation(60)[:, 0].float().reshape(1, 1, 60)
+    pairs = top_eigenpairs(stacked(a), torch.cat([one, one + 4e-6 * start(60).float()], dim=1), k=2, tol=1e-3)
+    torch.testing.assert_close(pairs.values[0], torch.tensor(DECAYING[:2]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(pairs.vectors[0] @ pairs.vectors[0].T, torch.eye(2), rtol=0, atol=1e-5)
+
+
+def test_float32_reaches_the_tolerance_it_is_used_with() -> None:
+    a = matrix(DECAYING).float()
+    pairs = top_eigenpairs(stacked(a), start(60).float(), tol=1e-3)
+    assert bool(pairs.converged)
+    torch.testing.assert_close(pairs.values[0, 0], torch.tensor(10.0), rtol=1e-5, atol=0)
+
+
+def test_joined_results_keep_their_order() -> None:
+    parts = [top_eigenpairs(stacked(matrix(DECAYING) * f), start(60), tol=1e-9) for f in (1.0, 2.0)]
+    torch.testing.assert_close(
+        Eigenpairs.cat(parts).values[:, 0], torch.tensor([10.0, 20.0], dtype=torch.float64), rtol=1e-9, atol=0
+    )
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_more_pairs_than_dimensions_are_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k = {k} eigenpairs of an operator of size 4"):
+        top_eigenpairs(stacked(matrix([4.0, 3.0, 2.0, 1.0])), start(4), k=k)
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_a_start_that_is_zero_or_not_finite_is_refused(bad: float) -> None:
+    starts = start(4, stack=2)
+    starts[1] = bad
+    with pytest.raises(ValueError, match="start vectors must be finite and not zero"):
+        top_eigenpairs(stacked(*[matrix([4.0, 3.0, 2.0, 1.0])] * 2), starts)

@@ -1,0 +1,130 @@
+"""A network as a function of a stack of flat parameter vectors, against the module it was made from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import problem
+from torch import nn
+
+from eosslib import models
+from eosslib.flat import StackedNetwork
+from eosslib.models import MODELS
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_row_of_the_stack_is_the_sequential_module(model: str) -> None:
+    p = problem(model, stack=3)
+    network = p.objective.network
+    stacked = network(network.views(p.theta), p.x)
+    assert stacked.shape == (3, 12, 3)
+    for row in range(3):
+        torch.testing.assert_close(stacked[row], p.outputs(p.theta[row], p.x[0]), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_row_can_see_its_own_inputs(model: str) -> None:
+    p = problem(model, stack=2)
+    network = p.objective.network
+    inputs = torch.stack([p.x[0, :5], p.x[0, 5:10]])
+    stacked = network(network.views(p.theta), inputs)
+    for row in range(2):
+        torch.testing.assert_close(stacked[row], p.outputs(p.theta[row], inputs[row]), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7)])
+def test_convolutions_of_one_channel_and_of_odd_images_are_right_in_float32(shape: tuple[int, int, int]) -> None:
+    module = models.initialised("cnn", shape, 10, width=8, depth=2, seed=0)
+    network = StackedNetwork(module)
+    x = torch.randn(1, 16, *shape, generator=torch.Generator().manual_seed(0))
+    theta = nn.utils.parameters_to_vector(module.parameters()).detach().unsqueeze(0)
+    torch.testing.assert_close(network(network.views(theta), x)[0], module(x[0]).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_flatten_undoes_views_and_copies(model: str) -> None:
+    p = problem(model, stack=3)
+    network = p.objective.network
+    back = network.flatten(network.views(p.theta))
+    assert torch.equal(back, p.theta)
+    back.zero_()
+    assert bool(p.theta.abs().sum() > 0)
+
+
+def test_sizes_are_those_of_the_module() -> None:
+    p = problem("cnn")
+    assert p.objective.network.shapes == [tuple(q.shape) for q in p.module.parameters()]
+    assert p.objective.network.size == sum(q.numel() for q in p.module.parameters())
+
+
+@pytest.mark.parametrize("make", ["views", "leaves"])
+@pytest.mark.parametrize("model", MODELS)
+def test_views_and_leaves_share_memory_with_the_stack(model: str, make: str) -> None:
+    p = problem(model, stack=2)
+    network, theta = p.objective.network, p.theta.clone()
+    parts = getattr(network, make)(theta)
+    with torch.no_grad():
+        torch._foreach_add_(list(parts), 1.0)
+    assert torch.equal(theta, p.theta + 1.0)
+    assert all(part.requires_grad == part.is_leaf == (make == "leaves") or make == "views" for part in parts)
+
+
+def test_batch_gradient_is_the_mean_of_the_per_example_gradients() -> None:
+    p = problem("fc-relu", stack=2)
+    network, sets = p.objective.network, [[0, 3, 5], [2, 7, 11]]
+    gradient = network.flatten(p.objective.batch_gradient(network.leaves(p.theta), p.x[0, sets], p.y[0, sets]))
+    for row, indices in enumerate(sets):
+        torch.testing.assert_close(gradient[row], p.example_gradients(row)[indices].mean(0), rtol=1e-10, atol=1e-13)
+
+
+def test_the_tape_holds_input_and_output_of_every_layer_with_parameters() -> None:
+    p = problem("cnn")
+    network, tape = p.objective.network, []
+    out = network(network.views(p.theta), p.x, tape)
+    assert [kind for kind, _, _ in tape] == ["conv", "conv", "linear"]
+    assert tape[-1][2] is out
+    torch.testing.assert_close(tape[0][2][0], p.module[0](p.x[0]).detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_a_tape_of_several_convolutional_networks_is_refused() -> None:
+    p = problem("cnn", stack=2)
+    with pytest.raises(ValueError, match="one network at a time"):
+        p.objective.network(p.objective.network.views(p.theta), p.x, [])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_output_bytes_count_every_layer_of_every_network(model: str) -> None:
+    p = problem(model, stack=3)
+    total, x = 0, p.x[0, :1]
+    for layer in p.module:
+        x = layer(x)
+        total += 3 * 8 * x.numel()
+    assert p.objective.network.output_bytes(p.objective.network.views(p.theta), p.x) == total
+
+
+UNSUPPORTED: dict[str, nn.Module] = {
+    "sigmoid": nn.Sigmoid(),
+    "dropout": nn.Dropout(),
+    "batch norm": nn.BatchNorm1d(4),
+    "a module in a module": nn.Sequential(nn.Linear(4, 4)),
+    "5×5 convolution": nn.Conv2d(1, 1, 5, padding=2),
+    "unpadded convolution": nn.Conv2d(1, 1, 3),
+    "strided convolution": nn.Conv2d(1, 1, 3, padding=1, stride=2),
+    "pooling over 3×3": nn.MaxPool2d(3),
+    "average pooling": nn.AvgPool2d(2),
+    "linear layer without bias": nn.Linear(4, 4, bias=False),
+    "convolution without bias": nn.Conv2d(1, 1, 3, padding=1, bias=False),
+    "grouped convolution": nn.Conv2d(2, 2, 3, padding=1, groups=2),
+    "dilated convolution": nn.Conv2d(1, 1, 3, padding="same", dilation=2),
+    "convolution with reflecting padding": nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"),
+    "overlapping pooling": nn.MaxPool2d(2, stride=1),
+    "padded pooling": nn.MaxPool2d(2, padding=1),
+    "pooling that rounds up": nn.MaxPool2d(2, ceil_mode=True),
+    "flattening from another dimension": nn.Flatten(start_dim=2),
+}
+
+
+@pytest.mark.parametrize("layer", UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
+def test_a_layer_without_a_stacked_form_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(TypeError, match="stacked"):
+        StackedNetwork(nn.Sequential(layer))

@@ -1,0 +1,249 @@
+"""What is measured along a run: against closed forms, dense matrices and, for tiny n, every mini-batch there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracles import Problem, all_batches, problem, randn, top_vector
+
+from eosslib import measurements
+from eosslib.losses import LOSSES
+from eosslib.measurements import BatchSharpness, Estimate
+from eosslib.models import MODELS
+from eosslib.streams import generator
+
+EVERY = [(model, loss) for model in MODELS for loss in LOSSES]
+N, B = 6, 2
+
+
+def few_examples(model: str = "fc-tanh", loss: str = "mse", n: int = N) -> Problem:
+    """So small that every mini-batch can be listed: 15 of two examples out of six."""
+    return problem(model, loss, n=n, shape=(1, 2, 4), width=3, depth=1, seed=3)
+
+
+def streams(stack: int, name: str = "test") -> list[torch.Generator]:
+    return [generator(name, row) for row in range(stack)]
+
+
+def exhaustive(p: Problem, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """g_B (M, P), g_BᵀH_B g_B (M,) and λ_max(H_B) (M,) of every mini-batch, from dense matrices."""
+    batches = all_batches(p.n, batch_size)
+    gradients = torch.stack([p.example_gradients()[batch].mean(0) for batch in batches])
+    hessians = torch.stack([p.hessian(0, batch) for batch in batches])
+    return gradients, torch.einsum("mi,mij,mj->m", gradients, hessians, gradients), torch.linalg.eigvalsh(hessians)[:, -1]
+
+
+# --- sharpness ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_sharpness_is_the_top_of_the_dense_hessian_over_all_examples(model: str, loss: str) -> None:
+    p = problem(model, loss, stack=2)
+    pairs = measurements.sharpness(p.objective, p.theta, p.x, p.y, randn(2, 1, p.theta.shape[1]), k=3, tol=1e-7)
+    for row in range(2):
+        expected = torch.linalg.eigh(p.hessian(row))
+        torch.testing.assert_close(pairs.values[row], expected.eigenvalues[-3:].flip(0), rtol=1e-10, atol=1e-12)
+        assert float((pairs.vectors[row, 0] @ expected.eigenvectors[:, -1]).abs()) == pytest.approx(1, abs=1e-8)
+
+
+# --- noise variance ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_noise_variance_is_the_closed_form_over_explicit_gradients(model: str, loss: str) -> None:
+    p = problem(model, loss, stack=2)
+    n, b = p.n, 5
+    u = torch.stack([top_vector(p.hessian(row)) for row in range(2)])
+    variance = measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=b)
+    for row in range(2):
+        slopes = p.example_gradients(row) @ u[row]
+        s2 = (slopes - slopes.mean()).square().mean()
+        torch.testing.assert_close(variance[row], s2 / b * (n - b) / (n - 1), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_noise_variance_is_that_of_all_batches_there_are(batch_size: int) -> None:
+    p = few_examples()
+    u = top_vector(p.hessian())
+    gradients, _, _ = exhaustive(p, batch_size)
+    variance = measurements.noise_variance(p.objective, p.theta, u[None], p.x, p.y, batch_size=batch_size)
+    assert len(gradients) == math.comb(N, batch_size)
+    torch.testing.assert_close(variance[0], (gradients @ u).var(correction=0), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sampling", ["reshuffle", "iid"])
+def test_noise_variance_is_that_of_batches_drawn(sampling: str) -> None:
+    p, b, draws = problem(n=30), 8, 20_000
+    u, stream = top_vector(p.hessian()), torch.Generator().manual_seed(5)
+    slopes = p.example_gradients() @ u
+    if sampling == "iid":
+        drawn = torch.randint(30, (draws, b), generator=stream)
+    else:
+        drawn = torch.rand(draws, 30, generator=stream).argsort(1)[:, :b]
+    means = slopes[drawn].mean(1)
+    deviations = (means - means.mean()).square()
+    exact = measurements.noise_variance(p.objective, p.theta, u[None], p.x, p.y, batch_size=b, sampling=sampling)
+    assert abs(float(deviations.mean() - exact[0])) < 4 * float(deviations.std()) / draws**0.5
+
+
+def test_noise_variance_vanishes_at_the_full_batch_without_replacement_only() -> None:
+    p = problem()
+    u = top_vector(p.hessian())[None]
+    assert float(measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=p.n)) == 0.0
+    s2 = (p.example_gradients() @ u[0]).var(correction=0)
+    drawn = measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=p.n, sampling="iid")
+    torch.testing.assert_close(drawn[0], s2 / p.n, rtol=1e-9, atol=0)
+
+
+def test_the_only_batch_of_a_single_example_has_no_noise() -> None:
+    assert measurements.finite_population(1, 1, "reshuffle") == 0.0
+
+
+# --- batch sharpness and mini-batch sharpness --------------------------------------------------------------------------------
+
+
+def sampled(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> BatchSharpness:
+    return measurements.batch_sharpness(
+        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, generators=streams(stack), **options
+    )
+
+
+def minibs(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> Estimate:
+    options = {"tol": 1e-6, **options}
+    return measurements.minibatch_sharpness(
+        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, generators=streams(stack), **options
+    )
+
+
+def assert_within(estimate: Estimate, exact: torch.Tensor, errors: float = 4.5) -> None:
+    assert float(estimate.standard_error[0]) > 0
+    assert abs(float(estimate.value[0] - exact)) < errors * float(estimate.standard_error[0])
+
+
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_batch_sharpness_estimates_the_mean_over_all_batches(model: str, loss: str) -> None:
+    p = few_examples(model, loss)
+    gradients, curvatures, _ = exhaustive(p, B)
+    squares = gradients.square().sum(1)
+    estimate = sampled(p, B, draws=400)
+    assert_within(estimate.ratio_of_means, curvatures.mean() / squares.mean())
+    assert_within(estimate.mean_of_ratios, (curvatures / squares).mean())
+    assert estimate.ratio_of_means.draws == 400
+
+
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_minibatch_sharpness_estimates_the_mean_over_all_batches(model: str, loss: str) -> None:
+    p = few_examples(model, loss)
+    assert_within(minibs(p, B, draws=100), exhaustive(p, B)[2].mean())
+
+
+def test_batches_of_independent_examples_are_estimated_as_such() -> None:
+    p = few_examples()
+    pairs = [[i, j] for i in range(N) for j in range(N)]
+    gradients = torch.stack([p.example_gradients()[pair].mean(0) for pair in pairs])
+    hessians = torch.stack([p.hessian(0, pair) for pair in pairs])
+    curvatures = torch.einsum("mi,mij,mj->m", gradients, hessians, gradients)
+    estimate = sampled(p, B, draws=600, sampling="iid")
+    assert_within(estimate.ratio_of_means, curvatures.mean() / gradients.square().sum(1).mean())
+    assert_within(minibs(p, B, draws=100, sampling="iid"), torch.linalg.eigvalsh(hessians)[:, -1].mean())
+
+
+def spread_over_reported(estimate: Estimate) -> float:
+    """Spread of many independent estimates over the root mean square of the errors they report."""
+    return float(estimate.value.std() / estimate.standard_error.square().mean().sqrt())
+
+
+FORMS: dict[str, tuple[Callable[[Problem, int], Estimate], int]] = {
+    "ratio of means": (lambda p, stack: sampled(p, B, 40, stack).ratio_of_means, 300),
+    "mean of ratios": (lambda p, stack: sampled(p, B, 40, stack).mean_of_ratios, 300),
+    "MiniBS": (lambda p, stack: minibs(p, B, 20, stack, tol=1e-3), 150),
+}
+
+
+@pytest.mark.parametrize(("estimate", "repeats"), FORMS.values(), ids=FORMS.keys())
+def test_standard_errors_are_calibrated(estimate: Callable[[Problem, int], Estimate], repeats: int) -> None:
+    """The spread of ``repeats`` estimates is known to 1/√(2·repeats); four of these, and 5 % for the delta method's own bias."""
+    ratio = spread_over_reported(estimate(few_examples(n=10), repeats))
+    assert abs(ratio - 1) < 4 / (2 * repeats) ** 0.5 + 0.05
+
+
+def test_more_draws_than_fit_the_memory_at_once_give_the_same() -> None:
+    p = few_examples()
+    for estimate in (sampled, minibs):
+        whole, cut = (estimate(p, B, draws=30, memory=memory) for memory in (1 << 30, 1))
+        a, b = ([e.ratio_of_means, e.mean_of_ratios] if isinstance(e, BatchSharpness) else [e] for e in (whole, cut))
+        for left, right in zip(a, b, strict=True):
+            torch.testing.assert_close(left.value, right.value, rtol=1e-9, atol=0)
+            torch.testing.assert_close(left.standard_error, right.standard_error, rtol=1e-6, atol=0)
+
+
+def test_estimates_depend_only_on_the_networks_own_stream() -> None:
+    p = few_examples()
+    together, alone = sampled(p, B, 20, stack=3).ratio_of_means, sampled(p, B, 20).ratio_of_means
+    assert len(set(together.value.tolist())) == 3
+    torch.testing.assert_close(together.value[:1], alone.value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_at_the_full_batch_nothing_is_sampled(model: str, loss: str) -> None:
+    p = problem(model, loss)
+    g, h = p.example_gradients().mean(0), p.hessian()
+    for form in (sampled(p, p.n, draws=50).ratio_of_means, sampled(p, p.n, draws=50).mean_of_ratios):
+        torch.testing.assert_close(form.value[0], g @ h @ g / (g @ g), rtol=1e-9, atol=0)
+        assert (float(form.standard_error), form.draws) == (0.0, 1)
+    full = minibs(p, p.n, draws=50)
+    top = measurements.sharpness(p.objective, p.theta, p.x, p.y, randn(1, 1, p.theta.shape[1]), tol=1e-8).values
+    torch.testing.assert_close(full.value, top[:, 0], rtol=1e-9, atol=0)
+    assert (float(full.standard_error), full.draws) == (0.0, 1)
+
+
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_minibatch_sharpness_is_above_the_sharpness(model: str, loss: str) -> None:
+    """λ_max is convex and the mean of H_B over all batches is H (Jensen); the batches differ, so the gap is not zero."""
+    p = few_examples(model, loss)
+    estimate = minibs(p, B, draws=200)
+    assert float(estimate.value - 4.5 * estimate.standard_error) > float(torch.linalg.eigvalsh(p.hessian())[-1])
+
+
+@pytest.mark.parametrize("draws", [0, 1])
+def test_fewer_than_two_draws_have_no_standard_error_and_are_refused(draws: int) -> None:
+    p = few_examples()
+    for estimate in (sampled, minibs):
+        with pytest.raises(ValueError, match="a standard error needs at least two draws"):
+            estimate(p, B, draws=draws)
+
+
+# --- loss and accuracy -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1])
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_loss_and_accuracy_are_means_over_all_examples(model: str, loss: str, memory: int) -> None:
+    p = problem(model, loss, stack=2)
+    losses, accuracy = measurements.loss_and_accuracy(p.objective, p.theta, p.x, p.y, memory)
+    for row in range(2):
+        right = p.outputs(p.theta[row], p.x[0]).argmax(1) == p.y[0].argmax(1)
+        torch.testing.assert_close(losses[row], p.example_losses(p.theta[row]).mean(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(accuracy[row], right.double().mean(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.gpu
+def test_cuda_and_cpu_agree_on_every_measurement(cuda: torch.device) -> None:
+    p, u = problem("cnn", stack=2), randn(2, problem("cnn").theta.shape[1])
+    here, there = ((p.theta.to(d), p.x.to(d), p.y.to(d)) for d in ("cpu", cuda))
+    for measure in (
+        lambda theta, x, y: measurements.sharpness(p.objective, theta, x, y, u[:, None].to(x.device), tol=1e-8).values,
+        lambda theta, x, y: measurements.noise_variance(p.objective, theta, u.to(x.device), x, y, batch_size=5),
+        lambda theta, x, y: (
+            measurements.batch_sharpness(
+                p.objective, theta, x, y, batch_size=5, draws=7, generators=streams(2)
+            ).ratio_of_means.value
+        ),
+        lambda theta, x, y: (
+            measurements.minibatch_sharpness(p.objective, theta, x, y, batch_size=5, draws=7, generators=streams(2), tol=1e-8).value
+        ),
+    ):
+        torch.testing.assert_close(measure(*there).cpu(), measure(*here), rtol=1e-8, atol=0)

@@ -1,0 +1,311 @@
+"""The step loop: against loops over the plain module, and against itself in other company."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from eosslib import datasets, dynamics, measurements, models
+from eosslib.config import RunConfig
+from eosslib.curvature import Hessian
+from eosslib.errors import DeviceError
+from eosslib.models import MODELS
+from eosslib.sampling import batches
+from eosslib.training import Row, State, Trainer, choose_device
+
+Settings = Callable[..., RunConfig]
+
+
+@functools.cache
+def digits(train_size: int, dtype: str, device: torch.device | str) -> datasets.Dataset:
+    """Digits with but 20 test images, which would otherwise take most of the time."""
+    data = datasets.load("digits", train_size, dtype=getattr(torch, dtype), device=device)
+    return dataclasses.replace(data, x_test=data.x_test[:20], y_test=data.y_test[:20])
+
+
+def trainer_of(*configs: RunConfig, **options: Any) -> Trainer:
+    data = digits(configs[0].train_size, configs[0].dtype, options.get("device", "cpu"))
+    return Trainer(configs, data=data, **options)
+
+
+def train(*configs: RunConfig, **options: Any) -> State:
+    return trainer_of(*configs, **options).run()
+
+
+def by_hand(config: RunConfig, full_batch: bool = False) -> tuple[torch.Tensor, list[float]]:
+    """Train the plain module by a loop of three lines; its final parameters and the full loss before every step and at the end."""
+    data = digits(config.train_size, "float64", "cpu")
+    network = models.initialised(
+        config.model, data.shape, 10, width=config.width, depth=config.depth, seed=config.seed, scale=config.init_scale
+    ).double()
+
+    def loss(indices: torch.Tensor | slice) -> torch.Tensor:
+        f, y = network(data.x[indices]), data.y[indices]
+        if config.loss == "mse":
+            return (f - y).square().sum(1).mean() / 2
+        return nn.functional.cross_entropy(f, y.argmax(1))
+
+    everything = slice(None)
+    drawn = batches(config.train_size, config.batch_size, config.sampling, config.seed, 0, config.steps)
+    history = []
+    for batch in drawn:
+        history.append(loss(everything).item())
+        gradients = torch.autograd.grad(loss(everything if full_batch else batch), list(network.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                parameter -= config.lr * gradient
+    history.append(loss(everything).item())
+    return nn.utils.parameters_to_vector(network.parameters()).detach(), history
+
+
+@pytest.mark.parametrize("sampling", ["reshuffle", "iid"])
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+@pytest.mark.parametrize("model", MODELS)
+def test_sgd_is_a_plain_loop_over_the_same_batches(model: str, loss: str, sampling: str, tiny: Settings) -> None:
+    config = tiny(model=model, loss=loss, sampling=sampling, dtype="float64", measure_every=1, batch_size=9)
+    theta, losses = by_hand(config)
+    state = train(config)
+    torch.testing.assert_close(state.theta[0], theta, rtol=1e-9, atol=1e-12)
+    assert [row["loss"] for row in state.rows[0]] == pytest.approx(losses, rel=1e-9)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_full_batch_is_gradient_descent(model: str, tiny: Settings) -> None:
+    config = tiny(model=model, batch_size=40, dtype="float64")
+    assert config.full_batch
+    torch.testing.assert_close(train(config).theta[0], by_hand(config, full_batch=True)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_initial_scale_multiplies_the_initialisation(tiny: Settings) -> None:
+    one, two = (trainer_of(tiny(init_scale=scale)).state.theta for scale in (1.0, 0.5))
+    assert torch.equal(two, one / 2)
+
+
+def test_gradient_descent_below_the_threshold_decreases_the_loss_at_every_step(tiny: Settings) -> None:
+    config = tiny(batch_size=40, lr=0.05, steps=40, measure_every=1, dtype="float64")
+    rows = train(config).rows[0]
+    assert max(row["sharpness"] for row in rows) < config.threshold / 2
+    losses = [row["loss"] for row in rows]
+    assert all(after < before for before, after in itertools.pairwise(losses))
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "diagonal", "isotropic"])
+def test_synthetic_noise_is_drawn_anew_after_every_measurement(noise: str, tiny: Settings) -> None:
+    """With a step size so small that the parameters stay, what two stretches of five steps add up differs by their noise alone."""
+    seen: list[State] = []
+    trainer_of(tiny(noise=noise, lr=1e-6, steps=10, dtype="float64")).run(lambda state: seen.append(state.copy()))
+    first, second = ((after.theta - before.theta)[0] for before, after in itertools.pairwise(seen))
+    assert float((first - second).norm()) > 0.1 * float(first.norm())
+
+
+SAMPLED = {"sample_every": 10, "batch_sharpness_draws": 3, "minibs_draws": 2}
+
+
+@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_is_bit_identical_whichever_others_it_is_stacked_with(model: str, noise: str, tiny: Settings) -> None:
+    runs = [tiny(model=model, noise=noise, seed=seed, refresh_every=3, eig_k=2, **SAMPLED) for seed in (0, 3, 7)]
+    alone = train(runs[1])
+    for company in (runs[:2], runs[2:0:-1]):
+        stacked = train(*company)
+        position = stacked.seeds.index(3)
+        assert torch.equal(stacked.theta[position], alone.theta[0])
+        assert torch.equal(stacked.vectors[position], alone.vectors[0])
+        assert stacked.rows[3] == alone.rows[3]
+    assert not torch.equal(train(runs[0]).theta, alone.theta)
+
+
+@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
+@pytest.mark.parametrize("model", ["fc-tanh", "cnn"])
+def test_going_on_from_any_measurement_is_bit_identical(model: str, noise: str, tiny: Settings) -> None:
+    runs = [tiny(model=model, noise=noise, seed=seed, refresh_every=2, **SAMPLED) for seed in (0, 1)]
+    seen: list[State] = []
+    whole = trainer_of(*runs).run(lambda state: seen.append(state.copy()))
+    assert [state.step for state in seen] == [0, 5, 10, 12]
+    for state in seen[:-1]:
+        trainer = trainer_of(*runs)
+        trainer.state = state
+        again = trainer.run()
+        assert torch.equal(again.theta, whole.theta)
+        assert again.rows == whole.rows
+
+
+@pytest.mark.parametrize("noise", ["sgd", "along_u"])
+def test_measuring_sampled_quantities_does_not_change_the_trajectory(noise: str, tiny: Settings) -> None:
+    plain, sampled = tiny(noise=noise), tiny(noise=noise, **SAMPLED)
+    assert torch.equal(train(plain).theta, train(sampled).theta)
+
+
+def test_how_often_is_measured_does_not_change_an_sgd_trajectory(tiny: Settings) -> None:
+    assert torch.equal(train(tiny(measure_every=1)).theta, train(tiny(measure_every=7)).theta)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(12, [0, 5, 10, 12]), (10, [0, 5, 10]), (3, [0, 3])])
+def test_rows_stand_every_measure_every_steps_and_at_the_last_one(steps: int, expected: list[int], tiny: Settings) -> None:
+    assert [row["step"] for row in train(tiny(steps=steps)).rows[0]] == expected
+
+
+def test_what_is_sampled_stands_only_where_it_was_due(tiny: Settings) -> None:
+    rows = train(tiny(sample_every=10, batch_sharpness_draws=3, minibs_draws=2)).rows[0]
+    names = {"batch_sharpness", "batch_sharpness_mean_of_ratios", "minibatch_sharpness"}
+    names |= {f"{name}_se" for name in names}
+    assert [row["step"] for row in rows if names <= row.keys()] == [0, 10]
+    assert [row["step"] for row in rows if names & row.keys()] == [0, 10]
+
+
+def test_a_row_holds_what_the_measurements_say_of_the_parameters_at_that_step(tiny: Settings) -> None:
+    config = tiny(eig_k=3, eig_tol=1e-9, dtype="float64")
+    trainer = trainer_of(config)
+    state = trainer.run()
+    row, args = state.rows[0][-1], (trainer.objective, state.theta, trainer.x, trainer.y)
+    start = torch.randn(1, 1, state.theta.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pairs = measurements.sharpness(*args, start, k=3, tol=1e-9)
+    assert [row["sharpness"], row["sharpness_2"], row["sharpness_3"]] == pytest.approx(pairs.values[0].tolist(), rel=1e-9)
+    assert 0 <= row["sharpness_residual"] <= 1e-9
+    assert row["sharpness_products"] >= 1
+    noise = measurements.noise_variance(*args[:2], pairs.vectors[:, 0], *args[2:], batch_size=8)
+    assert row["noise_variance"] == pytest.approx(noise.item(), rel=1e-6)
+    loss, accuracy = measurements.loss_and_accuracy(*args)
+    assert (row["loss"], row["accuracy"]) == (loss.item(), accuracy.item())
+    assert row["test_accuracy"] == measurements.loss_and_accuracy(*args[:2], trainer.x_test, trainer.y_test)[1].item()
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 16])
+def test_a_small_memory_budget_changes_the_numbers_by_rounding_only(memory: int, tiny: Settings) -> None:
+    config = tiny(dtype="float64", noise="along_u", eig_tol=1e-9, train_size=10, batch_size=4, steps=6)
+    whole, cut = train(config), train(config, memory=memory)
+    torch.testing.assert_close(cut.theta, whole.theta, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(sharpnesses(cut.rows[0]), sharpnesses(whole.rows[0]), rtol=1e-9, atol=0)
+
+
+def sharpnesses(rows: list[Row]) -> torch.Tensor:
+    return torch.tensor([row["sharpness"] for row in rows], dtype=torch.float64)
+
+
+# --- divergence --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_a_huge_step_size_is_stopped_and_marked_and_keeps_what_was_measured(tiny: Settings) -> None:
+    state = train(tiny(lr=1e4, steps=50))
+    assert state.seeds == []
+    assert state.diverged_at == {0: 5}
+    assert [row["step"] for row in state.rows[0]] == [0, 5]
+    assert state.rows[0][0].keys() >= {"loss", "sharpness", "noise_variance"}
+    assert state.rows[0][0] == train(tiny(steps=1)).rows[0][0]
+
+
+@pytest.mark.parametrize("bad", [1e3, float("inf"), float("nan")])
+@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
+def test_a_diverging_run_leaves_its_stack_neighbours_unaffected(bad: float, noise: str, tiny: Settings) -> None:
+    runs = [tiny(noise=noise, seed=seed, refresh_every=2, **SAMPLED) for seed in (0, 1, 2)]
+
+    def spoil(state: State) -> None:
+        if state.step == 5:
+            state.theta[1] *= bad
+
+    together = trainer_of(*runs).run(spoil)
+    assert together.seeds == [0, 2]
+    assert together.diverged_at == {1: 10}
+    assert [row["step"] for row in together.rows[1]] == [0, 5, 10]
+    for position, run in ((0, runs[0]), (1, runs[2])):
+        alone = train(run)
+        assert torch.equal(together.theta[position], alone.theta[0])
+        assert together.rows[run.seed] == alone.rows[run.seed]
+
+
+def test_a_run_that_starts_beyond_all_numbers_diverges_at_the_first_measurement(tiny: Settings) -> None:
+    state = train(tiny(model="fc-relu", init_scale=1e30))
+    assert state.diverged_at == {0: 0}
+    assert [set(row) for row in state.rows[0]] == [{"step", "loss", "accuracy"}]
+
+
+# --- precision, devices, what is refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_everything_is_computed_in_the_precision_asked_for(dtype: str, tiny: Settings) -> None:
+    trainer = trainer_of(tiny(dtype=dtype))
+    state = trainer.run()
+    for tensor in (trainer.x, trainer.y, trainer.x_test, state.theta, state.vectors, state.u):
+        assert tensor.dtype == getattr(torch, dtype)
+
+
+def test_single_and_double_precision_differ_by_rounding_only(tiny: Settings) -> None:
+    single, double = (train(tiny(dtype=dtype)) for dtype in ("float32", "float64"))
+    assert not torch.equal(single.theta.double(), double.theta)
+    torch.testing.assert_close(single.theta.double(), double.theta, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.2}, {"noise": "gaussian"}, {"measure_every": 6}])
+def test_runs_that_differ_in_more_than_the_seed_are_not_stacked(change: dict[str, Any], tiny: Settings) -> None:
+    with pytest.raises(ValueError, match="only in their seed"):
+        trainer_of(tiny(), tiny(seed=1, **change))
+
+
+def test_the_device_is_the_one_asked_for_or_a_gpu_if_there_is_one() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:7", "gpu", "cuda:x", "meta", "mps", ""])
+def test_a_device_this_machine_does_not_have_is_refused_by_name(name: str) -> None:
+    with pytest.raises(DeviceError, match=name or "''"):
+        choose_device(name)
+
+
+# --- the projected noise -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "worst"), [("along_u", 0.90), ("without_u", 0.99)])
+def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(
+    noise: str, worst: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FC-tanh on 1,000 digits, b = 25, steps 500 to 750: λ₁ is 17–19 of 20, and noise along u makes it cross λ₂ often.
+
+    After every refresh uᵀHu is within 1 % of λ₁; ten steps later, just before the next, it is on average still within 2 %.
+    """
+    config = RunConfig("fc-tanh", "mse", 25, 0.1, 750, train_size=1000, measure_every=250, noise=noise)
+    trainer, refresh = trainer_of(config), Trainer.refresh
+    refreshes, before, after = [], [], []
+
+    def watched(self: Trainer, *old: torch.Tensor) -> torch.Tensor:
+        new = refresh(self, *old)
+        refreshes.append(self.state.step)
+        if self.state.step >= 500 and len(refreshes) % 2:
+            args = (self.objective, self.state.theta, self.x, self.y)
+            start = torch.randn(1, 1, args[1].shape[1], generator=torch.Generator().manual_seed(0))
+            top, hessian = measurements.sharpness(*args, start, k=3, tol=1e-3).values[0, 0], Hessian(*args)
+            for vectors, quotients in ((old[0], before), (new, after)):
+                u = vectors.flatten(0, -2)[:1]  # the first, if several are tracked
+                quotients.append(float((u * hessian(u)).sum() / top))
+        return new
+
+    monkeypatch.setattr(Trainer, "refresh", watched)
+    trainer.run()
+    assert len(after) == 12
+    assert min(after) > 0.99
+    assert min(before) > worst
+    assert sum(before) / len(before) > 0.98
+
+
+# --- CUDA --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("noise", ["sgd", "along_u"])
+@pytest.mark.parametrize("model", MODELS)
+def test_cuda_and_cpu_agree_on_a_short_training_in_float64(model: str, noise: str, cuda: torch.device, tiny: Settings) -> None:
+    runs = [tiny(model=model, noise=noise, seed=seed, dtype="float64", eig_tol=1e-8, refresh_every=1, **SAMPLED) for seed in (0, 1)]
+    here, there = train(*runs), train(*runs, device=cuda)
+    torch.testing.assert_close(there.theta.cpu(), here.theta, rtol=1e-6, atol=1e-9)
+    for seed in (0, 1):
+        for ours, theirs in zip(here.rows[seed], there.rows[seed], strict=True):
+            assert theirs == pytest.approx(ours, rel=1e-3) | {k: theirs[k] for k in ("sharpness_residual", "sharpness_products")}
