@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -72,7 +73,7 @@ def _select(groups: dict[str, Group], names: list[str], preset: str) -> list[Gro
 def _train(args: argparse.Namespace) -> int:
     preset = load_preset(args.preset)
     groups = _select(preset.groups, args.groups, args.preset)
-    deadline = time.monotonic() + args.max_seconds if args.max_seconds else None
+    deadline = time.monotonic() + args.max_seconds if args.max_seconds is not None else None
     import torch  # seconds of imports that errors in the preset need not wait for
 
     from eosslib.jobs import Options, train_group
@@ -109,7 +110,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _describe(args: argparse.Namespace) -> int:
     run = runs.load(args.file)
-    last = run.frame.iloc[-1].dropna().to_dict()
+    last = {key: value if math.isfinite(value) else None for key, value in run.frame.iloc[-1].dropna().items()}
     print(json.dumps({"config": run.config.to_dict(), "provenance": run.provenance, "last": last}, indent=2))
     return 0
 
@@ -132,11 +133,13 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, terminate)
     started = time.monotonic()
     try:
-        return int(args.run(args))
+        status = int(args.run(args))
+        sys.stdout.flush()  # here, where a reader that has gone away is no error
+        return status
     except Interrupted as error:
         log.error("%s", error)
         limit = getattr(args, "max_seconds", None)
-        return 75 if limit and time.monotonic() - started >= limit else 130
+        return 75 if limit is not None and time.monotonic() - started >= limit else 130
     except EosslibError as error:
         log.error("error: %s", error)
         return 1

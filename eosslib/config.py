@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,13 @@ class RunConfig:
             ConfigError: A value is of the wrong type or out of its range, or two values contradict each other.
         """
         check_settings({k: v for k, v in dataclasses.asdict(self).items() if k != "seed"}, "RunConfig")
+        if not isinstance(self.batch_size, int) or not isinstance(self.noise, str):
+            raise ConfigError("batch_size and noise of a run are one number and one name")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ConfigError(f"seed: {self.seed!r} is not of type integer at least 0")
+        for key in ("batch_sharpness_draws", "minibs_draws"):
+            if getattr(self, key) == 1:
+                raise ConfigError(f"{key} 1 gives no standard error: 0, or at least 2")
         if self.batch_size > self.train_size:
             raise ConfigError(f"batch_size {self.batch_size} is above the {self.train_size} training examples")
         if self.sample_every % self.measure_every:
@@ -188,6 +196,16 @@ def check_settings(settings: Mapping[str, Any], source: str) -> None:
         ConfigError: A key is unknown, or a value has the wrong type or is out of range; the message names it.
     """
     _validate(dict(settings), "settings", source)
+    _check_numbers(settings, source)
+
+
+def _check_numbers(settings: Mapping[str, Any], source: str) -> None:
+    """Refuse what the schema lets pass: 8.0 counts as an integer there, and NaN and infinity as numbers."""
+    real = {field.name for field in dataclasses.fields(RunConfig) if field.type == "float"}
+    for key, value in settings.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not (key in real and math.isfinite(number)):
+                raise ConfigError(f"{source}: {key}: {number!r} is not {'a finite number' if key in real else 'an integer'}")
 
 
 def preset_path(name: str | Path) -> Path:
@@ -233,6 +251,8 @@ def load_preset(name: str | Path) -> Preset:
     if raw["name"] != path.stem:
         raise ConfigError(f"{source}: name is '{raw['name']}', but the file is called {path.name}")
     groups: dict[str, Group] = {}
+    for part, settings in {"settings": raw["settings"], **{f"runs.{entry}": own for entry, own in raw["runs"].items()}}.items():
+        _check_numbers(settings, f"{source}: {part}")
     for entry, own in raw["runs"].items():
         settings = {**{f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "seed"}, **raw["settings"], **own}
         missing = [key for key, value in settings.items() if value is dataclasses.MISSING]

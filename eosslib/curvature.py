@@ -23,6 +23,8 @@ GRAPH_FACTOR = 8
 def chunks(objective: Objective, params: Params, x: torch.Tensor, memory: int = DEFAULT_MEMORY) -> list[slice]:
     """Cut the examples into chunks whose layer outputs stay within the budget (and, on the CPU, within its caches)."""
     n = x.shape[1]
+    if n == 0:
+        return []
     budget = memory // GRAPH_FACTOR
     if x.device.type == "cpu":
         budget = min(budget, CPU_CHUNK)

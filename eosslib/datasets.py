@@ -115,9 +115,10 @@ def _cifar10(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     if not path.is_file():
         raise DataError(f"{path} is missing: fetch it with `python -m eosslib fetch cifar10`")
     try:
-        with np.load(path) as archive:
+        # The file is opened here, because numpy leaves it open where it is no archive.
+        with path.open("rb") as file, np.load(file) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
         raise DataError(f"{path} is corrupt ({error}): delete it and fetch it again") from None
     if checksum(arrays) != CIFAR_SHA256:
         raise DataError(f"{path} is corrupt (its checksum differs): delete it and fetch it again")
@@ -150,7 +151,10 @@ def fetch_cifar10(folder: Path | None = None) -> Path:
         return path
     from torchvision.datasets import CIFAR10
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror or error}") from None
     with tempfile.TemporaryDirectory(dir=folder, prefix=".cifar10-") as scratch:
         try:
             train = CIFAR10(scratch, train=True, download=True)

@@ -41,7 +41,6 @@ def top_eigenpairs(
     tol: float = 1e-3,
     max_products: int = 300,
     max_basis: int = 40,
-    generator: torch.Generator | None = None,
 ) -> Eigenpairs:
     """Find the k algebraically largest eigenvalues of each operator in a stack, with their eigenvectors.
 
@@ -56,7 +55,6 @@ def top_eigenpairs(
         tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁|.
         max_products: Give up after so many products (``converged`` is then False).
         max_basis: Restart from the best Ritz vectors when the basis has so many vectors.
-        generator: Source of the random vector that continues a basis which became invariant; default: seed 0.
 
     Returns:
         Eigenpairs; their values have the operator's units.
@@ -77,13 +75,12 @@ def top_eigenpairs(
         raise ValueError("start vectors must be finite and not zero")
     max_basis = max(min(max_basis, size), min(k + 2, size))
     tiny = torch.finfo(start.dtype).tiny
-    generator = generator or torch.Generator(start.device).manual_seed(0)
     found: Eigenpairs | None = None
     pending = list(torch.unbind(start, 1))  # vectors that wait to enter the basis
     basis = start.new_empty(stack, 0, size)
     images = start.new_empty(stack, 0, size)
     for product in range(1, max_products + 1):
-        vector = _orthonormal(basis, pending.pop(0), generator)
+        vector = _orthonormal(basis, pending.pop(0))
         basis = torch.cat([basis, vector.unsqueeze(1)], dim=1)
         images = torch.cat([images, operator(vector).unsqueeze(1)], dim=1)
         if pending or basis.shape[1] < k:
@@ -139,15 +136,17 @@ def _rayleigh_ritz(basis: torch.Tensor, images: torch.Tensor) -> tuple[torch.Ten
     return values.flip(1), vectors.flip(2).transpose(1, 2)
 
 
-def _orthonormal(basis: torch.Tensor, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _orthonormal(basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """Make vectors (R, P) orthonormal to a basis (R, m, P); where nothing is left, continue with a random vector."""
     before = vector.norm(dim=1, keepdim=True)
     vector = _project_out(basis, vector)
     after = vector.norm(dim=1, keepdim=True)
     lost = after <= 10 * torch.finfo(vector.dtype).eps * before
     if bool(lost.any()):
-        noise = torch.randn(vector.shape, dtype=vector.dtype, device=vector.device, generator=generator)
-        vector = torch.where(lost, _project_out(basis, noise), vector)
+        # A function of the size of the basis alone, the same for every operator: nothing depends on the stack.
+        generator = torch.Generator(vector.device).manual_seed(basis.shape[1])
+        noise = torch.randn(vector.shape[1:], dtype=vector.dtype, device=vector.device, generator=generator)
+        vector = torch.where(lost, _project_out(basis, noise.expand_as(vector)), vector)
     return vector / vector.norm(dim=1, keepdim=True)
 
 

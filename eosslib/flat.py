@@ -56,14 +56,21 @@ def _stacked(layer: nn.Module) -> tuple[str, Layer]:
     Raises:
         TypeError: There is no stacked form of this kind of layer.
     """
+    if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is None:
+        raise TypeError("only layers with a bias can be stacked")
     if isinstance(layer, nn.Linear):
         return "linear", _linear
     if isinstance(layer, nn.Conv2d):
-        if layer.padding not in ("same", (1, 1)) or layer.kernel_size != (3, 3) or layer.stride != (1, 1):
-            raise TypeError("only 3×3 convolutions of stride 1 with padding 1 can be stacked")
+        plain = (layer.kernel_size, layer.stride, layer.dilation, layer.groups) == ((3, 3), (1, 1), (1, 1), 1)
+        if not plain or layer.padding not in ("same", (1, 1)) or layer.padding_mode != "zeros":
+            raise TypeError("only plain 3×3 convolutions of stride 1 with padding 1 can be stacked")
         return "conv", _conv
-    if isinstance(layer, nn.MaxPool2d) and layer.kernel_size == 2:
+    if isinstance(layer, nn.MaxPool2d):
+        if (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode) != (2, 2, 0, 1, False):
+            raise TypeError("only poolings over 2×2 without padding can be stacked")
         return "pool", _pool
+    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
+        raise TypeError("only flattening of all dimensions but the first can be stacked")
     simple: dict[type, tuple[str, Layer]] = {
         nn.Flatten: ("flatten", _flatten),
         nn.ReLU: ("relu", _relu),

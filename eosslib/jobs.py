@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import pickle
 import platform
 import sys
 import time
@@ -76,7 +78,7 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
     if not options.force:
         _resume(trainer, configs, checkpoint)
     for config in configs:  # find out now, not after hours, that the folder cannot be written to
-        runs.run_path(options.folder, group, config).parent.mkdir(parents=True, exist_ok=True)
+        runs.check_writable(runs.run_path(options.folder, group, config))
     last_save = time.monotonic()
     last: State | None = trainer.state.copy() if trainer.state.step >= 0 else None
 
@@ -161,8 +163,10 @@ def _key(configs: list[RunConfig]) -> list[dict[str, Any]]:
 
 
 def _save_checkpoint(path: Path, configs: list[RunConfig], state: State) -> None:
+    buffer = io.BytesIO()  # torch's own writing to a file reports a full disk as a RuntimeError
+    torch.save({"configs": _key(configs), "state": vars(state)}, buffer)
     with runs.atomic(path) as temporary:
-        torch.save({"configs": _key(configs), "state": vars(state)}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> None:
@@ -175,7 +179,7 @@ def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> None:
             log.warning("%s is of other settings and is not used", path)
             return
         trainer.state = State(**stored["state"])
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
-        log.warning("%s cannot be read (%s); training starts anew", path, str(error).splitlines()[0])
+    except (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        log.warning("%s cannot be read (%s); training starts anew", path, (str(error) or type(error).__name__).splitlines()[0])
         return
     log.info("%s: going on from step %d", path.stem, trainer.state.step)

@@ -73,6 +73,20 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of ``path`` and try to write there.
+
+    Raises:
+        RunFileError: The folder cannot be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunFileError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def save(run: Run, path: Path) -> None:
     """Write a run to ``path``.
 
@@ -127,7 +141,11 @@ def read(path: Path | str, expect: RunConfig | None = None) -> tuple[RunConfig, 
     payload = (table.schema.metadata or {}).get(METADATA_KEY)
     if payload is None:
         raise RunFileError(f"{path} is a Parquet file, but not a run written by eosslib")
-    stored = json.loads(payload)
+    try:
+        stored = json.loads(payload)
+        stored = {"config": dict(stored["config"]), "provenance": dict(stored["provenance"])}
+    except (ValueError, KeyError, TypeError):
+        raise RunFileError(f"{path} holds settings or provenance that cannot be read") from None
     if expect is not None:
         different = difference(stored["config"], expect.to_dict())
         if different:

@@ -19,7 +19,7 @@ import torch
 from eosslib import datasets, dynamics, losses, measurements, models
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, chunks
-from eosslib.errors import DeviceError
+from eosslib.errors import ConfigError, DeviceError
 from eosslib.flat import Objective, StackedNetwork
 from eosslib.sampling import batches
 from eosslib.streams import generator
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DIVERGED = 1e3  # a run whose loss exceeds this many times its initial loss has diverged
 REFRESH_TOL = 1e-2  # relative residual at which a refresh of u stops
+# Eigenvectors tracked where u is used: noise along u makes λ₁ and λ₂ cross, and a solver warm-started with u alone stays with it.
+TRACKED = 3
 
 Row = dict[str, float]
 
@@ -44,6 +46,8 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise DeviceError(f"'{name}' is not a device; use auto, cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"'{name}' is not a device that is supported; use auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return device
@@ -125,6 +129,9 @@ class Trainer:
         starts = [torch.randn(1, theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
         start = torch.stack(starts).to(self.device)
         self.state = State(-1, [c.seed for c in configs], theta, start, start[:, 0], {c.seed: [] for c in configs})
+        self.tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
+        if self.tracked > theta.shape[1]:
+            raise ConfigError(f"eig_k {config.eig_k} is above the {theta.shape[1]} parameters of the network")
         self.direction = dynamics.DIRECTIONS[config.noise]
         self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, memory)
         self.factor = measurements.finite_population(data.n, config.batch_size, config.sampling)
@@ -170,7 +177,7 @@ class Trainer:
             [generator("noise", seed, start, device=self.device) for seed in state.seeds],
             state.u,
         )
-        direction, indices = self.direction, None
+        direction, indices, vectors = self.direction, None, state.vectors
         if config.full_batch:
             direction = dynamics.gradient
         elif config.noise in dynamics.USES_BATCH:
@@ -178,24 +185,26 @@ class Trainer:
             indices = torch.stack(drawn, dim=1).to(self.device)  # (T, R, b)
         for step in range(start, stop):
             if config.noise in dynamics.USES_U and step > start and step % config.refresh_every == 0:
-                context.u = self.refresh(context.u)
+                vectors = self.refresh(vectors)
+                context.u = vectors[:, 0]
             update = direction(context, params, None if indices is None else indices[step - start])
             with torch.no_grad():
                 torch._foreach_add_(list(params), list(update), alpha=-config.lr)
         state.step = stop
 
-    def refresh(self, u: torch.Tensor | None) -> torch.Tensor:
-        """Return the top eigenvector of the current Hessian, starting from an older one: (R, P)."""
-        assert u is not None
-        state = self.state
-        finite = torch.isfinite(state.theta).all(1)
-        if not bool(finite.all()):
-            return u  # a diverged run is found and stopped at the next measurement
+    def refresh(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the top eigenvectors of the current Hessian, starting from older ones: (R, k, P)."""
+        theta = self.state.theta
+        alive = torch.isfinite(theta).all(1)  # a diverged run is found and stopped at the next measurement
+        if not bool(alive.any()):
+            return vectors
         pairs = measurements.sharpness(
-            self.objective, state.theta, self.x, self.y, u.unsqueeze(1), tol=REFRESH_TOL, memory=self.memory
+            self.objective, theta[alive], self.x, self.y, vectors[alive], k=vectors.shape[1], tol=REFRESH_TOL, memory=self.memory
         )
-        fresh = pairs.vectors[:, 0]
-        return torch.where(torch.isfinite(fresh).all(1, keepdim=True), fresh, u)
+        finite = torch.isfinite(pairs.vectors).flatten(1).all(1)[:, None, None]
+        fresh = vectors.clone()
+        fresh[alive] = torch.where(finite, pairs.vectors, vectors[alive])
+        return fresh
 
     def measure(self) -> None:
         """Append a row to every run's trajectory, and take diverged runs out of the stack."""
@@ -207,11 +216,11 @@ class Trainer:
         if not state.seeds:
             return
         pairs = self._sharpness()
-        values = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, pairs.values.shape[1])}
+        values = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, self.config.eig_k)}
         values |= {
             "test_accuracy": measurements.loss_and_accuracy(self.objective, state.theta, self.x_test, self.y_test)[1],
             "sharpness": pairs.values[:, 0],
-            "sharpness_residual": pairs.residuals.amax(1),
+            "sharpness_residual": pairs.residuals[:, : self.config.eig_k].amax(1),
             "sharpness_products": pairs.products,
             "noise_variance": self._noise_variance(pairs.vectors[:, 0]),
             **self._sampled(),
@@ -242,7 +251,7 @@ class Trainer:
             self.x,
             self.y,
             state.vectors,
-            k=config.eig_k,
+            k=self.tracked,
             tol=config.eig_tol,
             memory=self.memory,
         )
