@@ -7,6 +7,7 @@ snakemake --cores 4 all --config device=cpu       no GPU even if there is one
 
 import json
 import os
+import shutil
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -99,7 +100,7 @@ def failed_notebook(wildcards, output):
 
 def gpus(wildcards):
     """One GPU a training where it will use one; the profile says how many there are to share."""
-    wanted = DEVICE.startswith("cuda") or (DEVICE == "auto" and os.path.exists("/dev/nvidiactl"))
+    wanted = DEVICE.startswith("cuda") or (DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
     return int(wanted)
 
 
