@@ -28,10 +28,10 @@ def checkout(tmp_path_factory) -> Path:
     return target
 
 
-def snakemake(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
+def snakemake(checkout: Path, *arguments: str, config: tuple[str, ...] = ("preset=smoke",)) -> subprocess.CompletedProcess:
     # The copy's own eosslib, in Snakemake, in its jobs and in the notebooks' kernels.
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    command = [sys.executable, "-m", "snakemake", "--cores", "4", "--config", "preset=smoke", *arguments]
+    command = [sys.executable, "-m", "snakemake", "--cores", "4", *arguments, "--config", *config]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=400)
 
 
@@ -116,7 +116,7 @@ def test_a_failing_notebook_leaves_its_traceback_and_the_half_executed_notebook(
     [("preset=nope", "no preset 'nope'"), ("presset=smoke", "unknown key 'presset'")],
 )
 def test_a_wrong_config_argument_is_refused_by_name(checkout, argument, message):
-    result = snakemake(checkout, argument, "-n", "all")
+    result = snakemake(checkout, "-n", "all", config=(argument,))
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
 
