@@ -71,6 +71,12 @@ def test_nothing_is_left_to_do_after_a_run(built):
     assert "Nothing to be done" in result.stdout + result.stderr
 
 
+def test_a_report_can_be_made(built):
+    result = snakemake(built, "--report", "report.html")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (built / "report.html").stat().st_size > 10_000
+
+
 def test_a_changed_setting_trains_only_that_run_again(built):
     path = built / "config/smoke.yaml"
     text = path.read_text()
@@ -124,9 +130,3 @@ def test_a_wrong_config_argument_is_refused_by_name(checkout, argument, message)
 def test_the_snakefile_is_lint_clean(checkout):
     result = snakemake(checkout, "--lint")
     assert result.returncode == 0, result.stdout + result.stderr
-
-
-def test_a_report_can_be_made(built):
-    result = snakemake(built, "--report", "report.html")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert (built / "report.html").stat().st_size > 10_000
