@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks, curvature_along_gradient, directional_derivatives
+from eosslib.curvature import DEFAULT_MEMORY, GRAPH_FACTOR, Hessian, chunks, curvature_along_gradient, directional_derivatives
 from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
 
@@ -121,7 +121,7 @@ def _draw(n: int, batch_size: int, draws: int, sampling: str, generator: torch.G
 def _draws_at_once(objective: Objective, theta: torch.Tensor, x: torch.Tensor, batch_size: int, memory: int) -> int:
     """How many mini-batches fit a batched call: each needs several copies of the parameters and its graph."""
     one = objective.network.views(theta[:1])
-    graph = 8 * objective.network.output_bytes(one, x) * batch_size
+    graph = GRAPH_FACTOR * objective.network.output_bytes(one, x) * batch_size
     copies = 12 * theta.shape[1] * theta.element_size()
     return max(1, memory // (graph + copies))
 
