@@ -63,16 +63,15 @@ def clock(job: Callable[[], object], device: torch.device) -> float:
 def sgd_step(built: Trainer, size: int, steps: int) -> Callable[[], None]:
     """A loop of SGD steps as the training makes them, on parameters of its own."""
     config_ = dataclasses.replace(built.config, batch_size=size)
-    params = built.objective.network.leaves(built.state.theta.clone())
-    context = dynamics.StepContext(built.objective, built.x, built.y, built.parts, 0.0, [])
-    drawn = [batches(config_.train_size, size, config_.sampling, seed, 0, steps) for seed in built.state.seeds]
-    indices = torch.stack(drawn, dim=1).to(built.device)
+    params = built.objective.network.views(built.state.theta.clone())
+    context = dynamics.StepContext(built.objective, built.x, built.y, built.parts, 0.0, torch.tensor([]), 0)
+    drawn = [batches(config_.train_size, size, config_.sampling, seed, 0, steps, built.device) for seed in built.state.seeds]
+    indices = torch.stack(drawn, dim=1)
 
     def job() -> None:
         for step in range(steps):
             update = dynamics.sgd(context, params, indices[step])
-            with torch.no_grad():
-                torch._foreach_add_(list(params), list(update), alpha=-config_.lr)
+            torch._foreach_add_(list(params), list(update), alpha=-config_.lr)
 
     return job
 
@@ -109,7 +108,7 @@ def main() -> int:
     before = solve(start, 1e-3).vectors
     built.advance(args.steps + 5)
     truth = exact(built)
-    params = built.objective.network.leaves(built.state.theta.clone())
+    params = built.objective.network.views(built.state.theta.clone())
     operator = Hessian(built.objective, built.state.theta, built.x, built.y)
     vector = torch.randn_like(built.state.theta)
     three = trainer(3, device, data)
@@ -123,8 +122,8 @@ def main() -> int:
         "SGD step, b = 50, of 3 stacked seeds, per seed": (sgd_step(three, 50, 50), 150.0),
         "the same, MLP 64-64-64-10": (sgd_step(small_one, 50, 50), 50.0),
         "the same, MLP 64-64-64-10, of 3 stacked seeds, per seed": (sgd_step(small_three, 50, 50), 150.0),
-        "Hessian product, graph retained": (lambda: operator(vector), 1.0),
-        "Hessian's graph": (lambda: Hessian(built.objective, built.state.theta, built.x, built.y), 1.0),
+        "Hessian product, passes kept": (lambda: operator(vector), 1.0),
+        "Hessian's forward and backward pass": (lambda: Hessian(built.objective, built.state.theta, built.x, built.y), 1.0),
         "λ_max warm (5 steps later), residual 1e-2": (lambda: solve(before, 1e-2), 1.0),
         "λ_max warm (5 steps later), residual 1e-3": (lambda: solve(before, 1e-3), 1.0),
         "λ_max cold, residual 1e-2": (lambda: solve(start, 1e-2), 1.0),

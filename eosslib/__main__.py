@@ -70,10 +70,25 @@ def _select(groups: dict[str, Group], names: list[str], preset: str) -> list[Gro
     return [groups[name] for name in names] or list(groups.values())
 
 
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: to return it after every step and get it back costs up to a quarter of the time."""
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library, which does as it likes
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    mallopt(mmap_threshold, 32 << 20)  # the largest it takes
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 << 20)
+
+
 def _train(args: argparse.Namespace) -> int:
     preset = load_preset(args.preset)
     groups = _select(preset.groups, args.groups, args.preset)
     deadline = time.monotonic() + args.max_seconds if args.max_seconds is not None else None
+    _keep_freed_memory()
     import torch  # seconds of imports that errors in the preset need not wait for
 
     from eosslib.jobs import Options, train_group

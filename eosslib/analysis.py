@@ -121,12 +121,6 @@ def fit_power_law(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series
     )
 
 
-def finite_population(n: float, b: pd.Series | np.ndarray) -> np.ndarray:
-    """Variance of a batch mean over the variance of one example, drawn without replacement: (n−b)/(b(n−1))."""
-    b = np.asarray(b, dtype=float)
-    return (n - b) / (b * (n - 1))
-
-
 @dataclass(frozen=True)
 class Headline:
     """One headline number: ours with its standard error, and the paper's."""

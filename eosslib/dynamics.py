@@ -14,11 +14,12 @@ The first three are those of the EoSS paper (§5.1), at the current parameters; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from eosslib import streams
 from eosslib.curvature import full_gradient, gradient_moments
 from eosslib.flat import Objective, Params
 
@@ -32,31 +33,32 @@ class StepContext:
     y: torch.Tensor  # (1, n, K)
     parts: list[slice]  # chunks of the n examples
     noise_factor: float  # c
-    generators: list[torch.Generator]  # one a network
+    keys: torch.Tensor  # (R,), the seed of each network's noise stream
+    step: int | torch.Tensor  # which step of the stream is drawn
     u: torch.Tensor | None = None  # (R, P), for the projected noise models
 
 
-Direction = Callable[[StepContext, Params, torch.Tensor | None], tuple[torch.Tensor, ...]]
+Direction = Callable[[StepContext, Params, torch.Tensor | None], Sequence[torch.Tensor]]
 
 
 def _normal(context: StepContext, size: int) -> torch.Tensor:
-    """Draw standard normal numbers, one row from each network's own generator: (R, size)."""
-    rows = [torch.randn(size, generator=g, device=context.x.device, dtype=context.x.dtype) for g in context.generators]
-    return torch.stack(rows)
+    """Draw the step's standard normal numbers, one row from each network's own stream: (R, size)."""
+    step = torch.as_tensor(context.step, device=context.keys.device)
+    return streams.normal(streams.words(context.keys, step), size, context.x.dtype)
 
 
-def gradient(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def gradient(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Full-batch gradient, per parameter (R, *shape)."""
     return full_gradient(context.objective, params, context.x, context.y, context.parts)
 
 
-def sgd(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def sgd(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Mini-batch gradients g_B for indices (R, b)."""
     assert batch is not None
     return context.objective.batch_gradient(params, context.x[0, batch], context.y[0, batch])
 
 
-def gaussian(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def gaussian(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Full gradient plus Gaussian noise with the mini-batch covariance cΣ, by random weights on the examples."""
     n = context.x.shape[1]
     xi = _normal(context, n)
@@ -64,7 +66,7 @@ def gaussian(context: StepContext, params: Params, batch: torch.Tensor | None) -
     return full_gradient(context.objective, params, context.x, context.y, context.parts, weights)
 
 
-def _coordinate_noise(context: StepContext, params: Params, isotropic: bool) -> tuple[torch.Tensor, ...]:
+def _coordinate_noise(context: StepContext, params: Params, isotropic: bool) -> Sequence[torch.Tensor]:
     mean, square = gradient_moments(context.objective, params, context.x, context.y, context.parts)
     variance = (square - mean.square()).clamp_min(0)
     if isotropic:
@@ -73,12 +75,12 @@ def _coordinate_noise(context: StepContext, params: Params, isotropic: bool) -> 
     return context.objective.network.views(mean + noise)
 
 
-def diagonal(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def diagonal(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Full gradient plus Gaussian noise with the diagonal of the mini-batch covariance."""
     return _coordinate_noise(context, params, isotropic=False)
 
 
-def isotropic(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def isotropic(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Full gradient plus isotropic Gaussian noise of the mini-batch noise's total variance."""
     return _coordinate_noise(context, params, isotropic=True)
 
@@ -92,13 +94,13 @@ def _projected(context: StepContext, params: Params, batch: torch.Tensor | None)
     return full, xi, context.u * (context.u * xi).sum(1, keepdim=True)
 
 
-def along_u(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def along_u(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Full gradient plus the part of the mini-batch noise along the top eigenvector."""
     full, _, along = _projected(context, params, batch)
     return context.objective.network.views(full + along)
 
 
-def without_u(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def without_u(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Full gradient plus the mini-batch noise without its part along the top eigenvector."""
     full, xi, along = _projected(context, params, batch)
     return context.objective.network.views(full + xi - along)

@@ -32,6 +32,17 @@ class Eigenpairs:
             *(torch.cat([getattr(p, f) for p in parts]) for f in ("values", "vectors", "residuals", "products", "converged"))
         )
 
+    @staticmethod
+    def where(first: torch.Tensor, a: Eigenpairs, b: Eigenpairs) -> Eigenpairs:
+        """Take a's pairs for the operators where ``first`` (R,) says so, else b's."""
+
+        def pick(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+
+        return Eigenpairs(
+            *(pick(getattr(a, f), getattr(b, f)) for f in ("values", "vectors", "residuals", "products", "converged"))
+        )
+
 
 def top_eigenpairs(
     operator: Operator,
@@ -98,7 +109,7 @@ def top_eigenpairs(
         done = done | ~torch.isfinite(values[:, 0])
         count = torch.full_like(done, product, dtype=torch.int64)
         current = Eigenpairs(values[:, :k], vectors, relative, count, done)  # a broken one counts as done here
-        found = current if found is None else _keep_converged(found, current)
+        found = current if found is None else Eigenpairs.where(found.converged, found, current)
         if bool(found.converged.all()):
             break
         # Continue with the first pair that has not converged; for k = 1 this is Lanczos.
@@ -109,21 +120,6 @@ def top_eigenpairs(
             basis, images = rotation[:, :keep] @ basis, rotation[:, :keep] @ images
     assert found is not None
     return replace(found, converged=found.converged & torch.isfinite(found.values).all(1))
-
-
-def _keep_converged(old: Eigenpairs, new: Eigenpairs) -> Eigenpairs:
-    """Take the new pairs where the old had not converged."""
-
-    def pick(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.where(old.converged.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return Eigenpairs(
-        pick(old.values, new.values),
-        pick(old.vectors, new.vectors),
-        pick(old.residuals, new.residuals),
-        pick(old.products, new.products),
-        old.converged | new.converged,
-    )
 
 
 def _rayleigh_ritz(basis: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

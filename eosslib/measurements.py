@@ -6,13 +6,17 @@ means over drawn mini-batches and come with standard errors and an explicit rand
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from eosslib.curvature import DEFAULT_MEMORY, GRAPH_FACTOR, Hessian, chunks, curvature_along_gradient, directional_derivatives
+from eosslib.curvature import DEFAULT_MEMORY, GRAPH_FACTOR, Hessian, chunks, curvature_along_gradient
 from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
+from eosslib.sampling import independent_batches
+from eosslib.streams import generator
+from eosslib.theory import finite_population
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def sharpness(
 ) -> Eigenpairs:
     """Top-k eigenpairs of the full-batch Hessian ∇²L over all n examples (EoSS definition 3.2: FullBS is the first value).
 
-    Costs one gradient for the graph and 1 to 2 gradients a product; 1 to 10 products when warm-started.
+    Costs up to one gradient for the passes and 1 to 2 gradients a product; 1 to 10 products when warm-started.
 
     Args:
         objective: Network and loss.
@@ -62,20 +66,19 @@ def sharpness(
     Returns:
         Eigenpairs; values in loss per squared parameter, so that ``values * lr`` is dimensionless and 2 is the edge.
     """
-    # On the CPU the work does not shrink by stacking, so each network stops when it has converged, not when all have.
-    rows = [slice(r, r + 1) for r in range(len(theta))] if theta.device.type == "cpu" else [slice(0, len(theta))]
     parts = []
-    for row in rows:
-        operator = Hessian(objective, theta[row], x, y, memory)
-        parts.append(top_eigenpairs(operator, start[row], k=k, tol=tol, max_products=max_products))
+    for rows in solved_together(theta):
+        operator = Hessian(objective, theta[rows], x, y, memory)
+        parts.append(top_eigenpairs(operator, start[rows], k=k, tol=tol, max_products=max_products))
     return Eigenpairs.cat(parts)
 
 
-def finite_population(n: int, batch_size: int, sampling: str) -> float:
-    """Variance of the mean of a batch over the variance of one example: (1/b)·(n−b)/(n−1) without replacement, else 1/b."""
-    if sampling == "iid":
-        return 1.0 / batch_size
-    return (n - batch_size) / (batch_size * (n - 1)) if n > 1 else 0.0
+def solved_together(theta: torch.Tensor) -> list[slice]:
+    """Cut a stack into the networks whose eigenpairs are solved for together: one by one on the CPU, all on a GPU.
+
+    On the CPU the work does not shrink by stacking, so each network stops when it has converged, not when all have.
+    """
+    return [slice(r, r + 1) for r in range(len(theta))] if theta.device.type == "cpu" else [slice(0, len(theta))]
 
 
 def noise_variance(
@@ -92,7 +95,7 @@ def noise_variance(
     """Projected noise variance σ_u² = Var_B(uᵀg_B), exactly, from the n directional derivatives uᵀ∇ℓᵢ.
 
     σ_u² = (s²/b)·(n−b)/(n−1) with s² the variance over examples (divisor n); the last factor, because batches are drawn
-    without replacement, is 1 for ``sampling="iid"``. Costs about one gradient; no sampling error.
+    without replacement, is 1 for ``sampling="iid"``. Costs less than one gradient; no sampling error.
 
     Args:
         objective: Network and loss.
@@ -107,15 +110,13 @@ def noise_variance(
     Returns:
         σ_u² of each network (R,), in squared loss per squared parameter.
     """
-    slopes = directional_derivatives(objective, theta, u, x, y, memory)
-    return slopes.var(1, correction=0) * finite_population(x.shape[1], batch_size, sampling)
+    slopes = Hessian(objective, theta, x, y, memory).slopes(u)
+    return variance_of_batch_means(slopes, batch_size, sampling)
 
 
-def _draw(n: int, batch_size: int, draws: int, sampling: str, generator: torch.Generator) -> torch.Tensor:
-    """Draw mini-batches as the run's sampling does, independently of each other: indices (draws, b)."""
-    if sampling == "iid":
-        return torch.randint(n, (draws, batch_size), generator=generator)
-    return torch.stack([torch.randperm(n, generator=generator)[:batch_size] for _ in range(draws)])
+def variance_of_batch_means(slopes: torch.Tensor, batch_size: int, sampling: str) -> torch.Tensor:
+    """Variance over mini-batches of the batch's mean of a per-example quantity: (R, n) → (R,)."""
+    return slopes.var(1, correction=0) * finite_population(slopes.shape[1], batch_size, sampling)
 
 
 def _draws_at_once(objective: Objective, theta: torch.Tensor, x: torch.Tensor, batch_size: int, memory: int) -> int:
@@ -134,14 +135,14 @@ def batch_sharpness(
     *,
     batch_size: int,
     draws: int,
-    generators: list[torch.Generator],
+    keys: Sequence[tuple[str | int, ...]],
     sampling: str = "reshuffle",
     memory: int = 256 << 20,
 ) -> BatchSharpness:
     """Curvature of the mini-batch loss along its own gradient: E[g_Bᵀ H_B g_B] / E[‖g_B‖²] (Andreyev and Beneventano).
 
     Both the ratio of means (the definition) and the mean of ratios. The standard error of the first is the delta method's.
-    Costs about three gradients on ``draws × batch_size`` examples.
+    Costs about two gradients on ``draws × batch_size`` examples.
 
     Args:
         objective: Network and loss.
@@ -150,7 +151,7 @@ def batch_sharpness(
         y: Targets (1, n, K).
         batch_size: b.
         draws: Number of mini-batches; with b = n all are the same, and one is taken.
-        generators: One generator a network.
+        keys: The name of each network's random stream (``streams``).
         sampling: How the run draws its batches.
         memory: Bytes of intermediate results.
 
@@ -161,9 +162,9 @@ def batch_sharpness(
     draws = _check_draws(draws, batch_size, n, sampling)
     at_once = _draws_at_once(objective, theta, x, batch_size, memory)
     ratio, mean = [], []
-    for row, generator in zip(theta, generators, strict=True):
+    for row, key in zip(theta, keys, strict=True):
         curvatures, squares = [], []
-        for indices in _draw(n, batch_size, draws, sampling, generator).to(x.device).split(at_once):
+        for indices in independent_batches(n, batch_size, sampling, draws, *key, device=x.device).split(at_once):
             c, s = curvature_along_gradient(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices])
             curvatures.append(c)
             squares.append(s)
@@ -182,7 +183,7 @@ def minibatch_sharpness(
     *,
     batch_size: int,
     draws: int,
-    generators: list[torch.Generator],
+    keys: Sequence[tuple[str | int, ...]],
     sampling: str = "reshuffle",
     tol: float = 1e-2,
     memory: int = 256 << 20,
@@ -199,7 +200,7 @@ def minibatch_sharpness(
         y: Targets (1, n, K).
         batch_size: b.
         draws: Number of mini-batches.
-        generators: One generator a network; it also draws the start vectors.
+        keys: The name of each network's random stream; the start vector is drawn from it too.
         sampling: How the run draws its batches.
         tol: Relative residual of every eigenvalue.
         memory: Bytes of intermediate results.
@@ -211,10 +212,10 @@ def minibatch_sharpness(
     draws = _check_draws(draws, batch_size, n, sampling)
     at_once = max(1, _draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
     results = []
-    for row, generator in zip(theta, generators, strict=True):
+    for row, key in zip(theta, keys, strict=True):
         values = []
-        start = torch.randn(1, 1, len(row), generator=generator).to(row)
-        for indices in _draw(n, batch_size, draws, sampling, generator).to(x.device).split(at_once):
+        start = torch.randn(1, 1, len(row), generator=generator(*key)).to(row)
+        for indices in independent_batches(n, batch_size, sampling, draws, *key, device=x.device).split(at_once):
             stack = row.expand(len(indices), -1)
             operator = Hessian(objective, stack, x[0, indices], y[0, indices], memory)
             values.append(top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol).values[:, 0])
@@ -259,7 +260,7 @@ def loss_and_accuracy(
     with torch.no_grad():
         for part in chunks(objective, params, x, memory):
             outputs = objective.network(params, x[:, part])
-            loss += objective.loss(outputs, y[:, part]).sum(1)
+            loss += objective.loss.value(outputs, y[:, part]).sum(1)
             right += (outputs.argmax(-1) == y[:, part].argmax(-1)).sum(1)
     n = x.shape[1]
     return loss / n, right / n

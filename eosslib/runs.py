@@ -35,8 +35,9 @@ class Run:
     """One trained network's trajectory.
 
     ``frame`` has a row a measurement: ``step``, ``loss``, ``accuracy``, ``test_accuracy``, ``sharpness`` with
-    ``sharpness_residual`` and ``sharpness_products``, ``noise_variance``, and where they were sampled ``batch_sharpness``,
-    ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``, each with ``_se``.
+    ``sharpness_residual`` and ``sharpness_products``, ``noise_variance``, and where samples were due ``sharpness_check``, the
+    sharpness found from a random start, and ``batch_sharpness``, ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``,
+    each with ``_se``.
     """
 
     config: RunConfig

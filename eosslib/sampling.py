@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from eosslib.streams import generator
+from eosslib.streams import integers, permutations, seed_of, words
 
 
-def batches(n: int, batch_size: int, sampling: str, seed: int, start: int, stop: int) -> torch.Tensor:
+def _seeds(key: tuple[str | int, ...], places: range, device: torch.device | str) -> torch.Tensor:
+    """Return the seeds of the sub-streams of a stream: (len(places),)."""
+    return words(torch.tensor(seed_of(*key), device=device), torch.arange(places.start, places.stop, device=device))
+
+
+def batches(
+    n: int, batch_size: int, sampling: str, seed: int, start: int, stop: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Return the mini-batches of steps ``start`` … ``stop − 1`` of a run.
 
     With ``reshuffle`` an epoch is ⌊n/b⌋ batches of a fresh permutation (the ragged rest sits out until the next epoch);
@@ -20,21 +27,39 @@ def batches(n: int, batch_size: int, sampling: str, seed: int, start: int, stop:
         seed: The run's seed.
         start: First step.
         stop: One past the last step.
+        device: Where to draw; the batches are the same on every device.
 
     Returns:
-        Indices (stop − start, b), on the CPU, the same on every device.
+        Indices (stop − start, b).
 
     Example:
         >>> batches(4, 2, "reshuffle", 0, 0, 2).flatten().sort().values.tolist()
         [0, 1, 2, 3]
     """
     if sampling == "iid":
-        rows = [torch.randint(n, (batch_size,), generator=generator("batch", seed, step)) for step in range(start, stop)]
-        return torch.stack(rows)
+        return integers(_seeds(("batch", seed), range(start, stop), device), n, batch_size)
     per_epoch = n // batch_size
     first, last = start // per_epoch, (stop - 1) // per_epoch
-    epochs = [
-        torch.randperm(n, generator=generator("epoch", seed, epoch))[: per_epoch * batch_size] for epoch in range(first, last + 1)
-    ]
-    whole = torch.stack(epochs).view(-1, batch_size)
+    orders = permutations(_seeds(("epoch", seed), range(first, last + 1), device), n)
+    whole = orders[:, : per_epoch * batch_size].reshape(-1, batch_size)
     return whole[start - first * per_epoch : stop - first * per_epoch]
+
+
+def independent_batches(
+    n: int, batch_size: int, sampling: str, count: int, *key: str | int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Return mini-batches drawn independently of each other, each as the run's sampling draws one.
+
+    Args:
+        n: Number of training examples.
+        batch_size: b.
+        sampling: ``reshuffle`` (an example at most once in a batch) or ``iid``.
+        count: Number of mini-batches.
+        key: Name of the random stream.
+        device: Where to draw.
+
+    Returns:
+        Indices (count, b).
+    """
+    seeds = _seeds(key, range(count), device)
+    return integers(seeds, n, batch_size) if sampling == "iid" else permutations(seeds, n)[:, :batch_size]

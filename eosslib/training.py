@@ -18,11 +18,13 @@ import torch
 
 from eosslib import datasets, dynamics, losses, measurements, models
 from eosslib.config import RunConfig
-from eosslib.curvature import DEFAULT_MEMORY, chunks
+from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
+from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError, DeviceError
 from eosslib.flat import Objective, StackedNetwork
 from eosslib.sampling import batches
-from eosslib.streams import generator
+from eosslib.streams import generator, seed_of
+from eosslib.theory import finite_population
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,6 @@ class State:
     seeds: list[int]  # of the runs still alive, in the order of the stack
     theta: torch.Tensor  # (R, P)
     vectors: torch.Tensor  # (R, k, P) top eigenvectors of the last measurement
-    u: torch.Tensor  # (R, P) top eigenvector the projected noise uses
     rows: dict[int, list[Row]]  # by seed
     diverged_at: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -74,7 +75,6 @@ class State:
             list(self.seeds),
             self.theta.clone(),
             self.vectors,
-            self.u,
             rows,
             dict(self.diverged_at),
             self.seconds,
@@ -84,7 +84,7 @@ class State:
         """Take the runs that are no longer alive out of the stack."""
         index = [i for i, a in enumerate(alive) if a]
         self.seeds = [self.seeds[i] for i in index]
-        self.theta, self.vectors, self.u = self.theta[index], self.vectors[index], self.u[index]
+        self.theta, self.vectors = self.theta[index], self.vectors[index]
 
 
 class Trainer:
@@ -128,13 +128,13 @@ class Trainer:
         # The start of the first eigen-solve; later ones are warm-started. Drawn on the CPU, the same on every device.
         starts = [torch.randn(1, theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
         start = torch.stack(starts).to(self.device)
-        self.state = State(-1, [c.seed for c in configs], theta, start, start[:, 0], {c.seed: [] for c in configs})
+        self.state = State(-1, [c.seed for c in configs], theta, start, {c.seed: [] for c in configs})
         self.tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
         if self.tracked > theta.shape[1]:
             raise ConfigError(f"eig_k {config.eig_k} is above the {theta.shape[1]} parameters of the network")
         self.direction = dynamics.DIRECTIONS[config.noise]
         self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, memory)
-        self.factor = measurements.finite_population(data.n, config.batch_size, config.sampling)
+        self.factor = finite_population(data.n, config.batch_size, config.sampling)
 
     def run(self, at_measurement: Callable[[State], None] | None = None) -> State:
         """Train to the end, from wherever ``state`` is.
@@ -166,30 +166,26 @@ class Trainer:
     def advance(self, stop: int) -> None:
         """Make the steps up to ``stop``."""
         config, state = self.config, self.state
-        start = state.step
-        params = self.objective.network.leaves(state.theta)
-        context = dynamics.StepContext(
-            self.objective,
-            self.x,
-            self.y,
-            self.parts,
-            self.factor,
-            [generator("noise", seed, start, device=self.device) for seed in state.seeds],
-            state.u,
-        )
-        direction, indices, vectors = self.direction, None, state.vectors
+        start, vectors = state.step, state.vectors
+        params = self.objective.network.views(state.theta)
+        keys = torch.tensor([seed_of("noise", seed) for seed in state.seeds], device=self.device)
+        context = dynamics.StepContext(self.objective, self.x, self.y, self.parts, self.factor, keys, start, vectors[:, 0])
+        direction, indices = self.direction, None
         if config.full_batch:
             direction = dynamics.gradient
         elif config.noise in dynamics.USES_BATCH:
-            drawn = [batches(config.train_size, config.batch_size, config.sampling, s, start, stop) for s in state.seeds]
-            indices = torch.stack(drawn, dim=1).to(self.device)  # (T, R, b)
+            drawn = [
+                batches(config.train_size, config.batch_size, config.sampling, seed, start, stop, self.device)
+                for seed in state.seeds
+            ]
+            indices = torch.stack(drawn, dim=1)  # (T, R, b)
         for step in range(start, stop):
             if config.noise in dynamics.USES_U and step > start and step % config.refresh_every == 0:
                 vectors = self.refresh(vectors)
                 context.u = vectors[:, 0]
+            context.step = step
             update = direction(context, params, None if indices is None else indices[step - start])
-            with torch.no_grad():
-                torch._foreach_add_(list(params), list(update), alpha=-config.lr)
+            torch._foreach_add_(list(params), list(update), alpha=-config.lr)
         state.step = stop
 
     def refresh(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -209,26 +205,41 @@ class Trainer:
     def measure(self) -> None:
         """Append a row to every run's trajectory, and take diverged runs out of the stack."""
         state = self.state
-        loss, accuracy = measurements.loss_and_accuracy(self.objective, state.theta, self.x, self.y)
-        for i, seed in enumerate(state.seeds):
-            state.rows[seed].append({"step": state.step, "loss": loss[i].item(), "accuracy": accuracy[i].item()})
-        self._drop([self._healthy(seed) for seed in state.seeds])
-        if not state.seeds:
-            return
-        pairs = self._sharpness()
-        values = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, self.config.eig_k)}
-        values |= {
-            "test_accuracy": measurements.loss_and_accuracy(self.objective, state.theta, self.x_test, self.y_test)[1],
+        alive, vectors = [False] * len(state.seeds), [state.theta.new_empty(0, self.tracked, state.theta.shape[1])]
+        for rows in measurements.solved_together(state.theta):
+            block = list(range(len(state.seeds)))[rows]
+            # One pass over the data serves loss, accuracy, sharpness and noise variance.
+            hessian = self._hessian(block)
+            for i, loss, accuracy in zip(block, hessian.loss.tolist(), hessian.accuracy.tolist(), strict=True):
+                state.rows[state.seeds[i]].append({"step": state.step, "loss": loss, "accuracy": accuracy})
+            healthy = [i for i in block if self._healthy(state.seeds[i])]
+            if healthy:
+                pairs, values = self._measure_healthy(healthy, hessian if healthy == block else self._hessian(healthy))
+                for place, i in enumerate(healthy):
+                    state.rows[state.seeds[i]][-1] |= {key: column[place] for key, column in values.items()}
+                    alive[i] = math.isfinite(values["sharpness"][place])
+                vectors.append(pairs.vectors[[alive[i] for i in healthy]])
+        self._drop(alive)
+        state.vectors = torch.cat(vectors)
+
+    def _hessian(self, members: list[int]) -> Hessian:
+        return Hessian(self.objective, self.state.theta[members], self.x, self.y, self.memory)
+
+    def _measure_healthy(self, members: list[int], hessian: Hessian) -> tuple[Eigenpairs, dict[str, list[float]]]:
+        """Measure everything but loss and accuracy for these members of the stack."""
+        config, theta = self.config, self.state.theta[members]
+        pairs, check = self._sharpness(members, hessian)
+        variance = measurements.variance_of_batch_means(hessian.slopes(pairs.vectors[:, 0]), config.batch_size, config.sampling)
+        columns = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, config.eig_k)} | {
+            "test_accuracy": measurements.loss_and_accuracy(self.objective, theta, self.x_test, self.y_test)[1],
             "sharpness": pairs.values[:, 0],
-            "sharpness_residual": pairs.residuals[:, : self.config.eig_k].amax(1),
+            "sharpness_residual": pairs.residuals[:, : config.eig_k].amax(1),
             "sharpness_products": pairs.products,
-            "noise_variance": self._noise_variance(pairs.vectors[:, 0]),
-            **self._sampled(),
+            "noise_variance": variance,
+            **check,
+            **self._sampled(members),
         }
-        for i, seed in enumerate(state.seeds):
-            state.rows[seed][-1] |= {key: value[i].item() for key, value in values.items()}
-        state.vectors, state.u = pairs.vectors, pairs.vectors[:, 0]
-        self._drop([math.isfinite(state.rows[seed][-1]["sharpness"]) for seed in state.seeds])
+        return pairs, {key: column.tolist() for key, column in columns.items()}
 
     def _healthy(self, seed: int) -> bool:
         rows = self.state.rows[seed]
@@ -243,54 +254,50 @@ class Trainer:
         if not all(alive):
             state.keep(alive)
 
-    def _sharpness(self) -> measurements.Eigenpairs:
+    def _sharpness(self, members: list[int], hessian: Hessian) -> tuple[Eigenpairs, dict[str, torch.Tensor]]:
+        """Solve for the top eigenpairs, from the last ones; where samples are due, from a random vector as well.
+
+        A solve that starts from the old vectors could stay with them after another eigenvalue has overtaken theirs. So the
+        larger of the two is taken, and the second is recorded: it says how far the first was off.
+        """
         config, state = self.config, self.state
-        pairs = measurements.sharpness(
-            self.objective,
-            state.theta,
-            self.x,
-            self.y,
-            state.vectors,
-            k=self.tracked,
-            tol=config.eig_tol,
-            memory=self.memory,
-        )
+        options: dict[str, Any] = {"k": self.tracked, "tol": config.eig_tol}
+        pairs, check = top_eigenpairs(hessian, state.vectors[members], **options), {}
+        if self._samples_due:
+            keys = [("eigen check", state.seeds[i], state.step) for i in members]
+            starts = [torch.randn(1, hessian.size, generator=generator(*key), dtype=state.theta.dtype) for key in keys]
+            second = top_eigenpairs(hessian, torch.stack(starts).to(self.device), **options)
+            missed = second.values[:, 0] > pairs.values[:, 0] * (1 + config.eig_tol)
+            if bool(missed.any()):
+                log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue", state.step)
+            pairs, check = Eigenpairs.where(missed, second, pairs), {"sharpness_check": second.values[:, 0]}
         if not bool(pairs.converged.all()):
             log.warning("step %d: eigen-residual %.1e above %.1e", state.step, pairs.residuals.max(), config.eig_tol)
-        return pairs
+        return pairs, check
 
-    def _noise_variance(self, u: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        return measurements.noise_variance(
-            self.objective,
-            self.state.theta,
-            u,
-            self.x,
-            self.y,
-            batch_size=config.batch_size,
-            sampling=config.sampling,
-            memory=self.memory,
-        )
+    @property
+    def _samples_due(self) -> bool:
+        return bool(self.config.sample_every) and self.state.step % self.config.sample_every == 0
 
-    def _sampled(self) -> dict[str, torch.Tensor]:
+    def _sampled(self, members: list[int]) -> dict[str, torch.Tensor]:
         """Measure what is estimated from drawn mini-batches, where it is due at this step."""
         config, state = self.config, self.state
-        if not config.sample_every or state.step % config.sample_every:
+        if not self._samples_due:
             return {}
 
-        def streams(name: str) -> list[torch.Generator]:
-            return [generator(name, seed, state.step) for seed in state.seeds]
+        def keys(name: str) -> list[tuple[str | int, ...]]:
+            return [(name, state.seeds[i], state.step) for i in members]
 
         options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling}
         values: dict[str, torch.Tensor] = {}
         if config.batch_sharpness_draws:
             both = measurements.batch_sharpness(
                 self.objective,
-                state.theta,
+                state.theta[members],
                 self.x,
                 self.y,
                 draws=config.batch_sharpness_draws,
-                generators=streams("batch sharpness"),
+                keys=keys("batch sharpness"),
                 **options,
             )
             for name, estimate in (
@@ -301,11 +308,11 @@ class Trainer:
         if config.minibs_draws:
             estimate = measurements.minibatch_sharpness(
                 self.objective,
-                state.theta,
+                state.theta[members],
                 self.x,
                 self.y,
                 draws=config.minibs_draws,
-                generators=streams("minibatch sharpness"),
+                keys=keys("minibatch sharpness"),
                 **options,
             )
             values |= {"minibatch_sharpness": estimate.value, "minibatch_sharpness_se": estimate.standard_error}

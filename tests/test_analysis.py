@@ -122,12 +122,6 @@ def test_points_that_have_no_logarithm_are_left_out_and_named():
         analysis.fit_power_law([1, 2, 4], [8, 4, -1])
 
 
-def test_the_finite_population_factor_is_the_variance_of_a_mean_drawn_without_replacement():
-    values = np.array([1.0, 4.0, 6.0, 7.0, 11.0])
-    means = [values[[i, j]].mean() for i in range(5) for j in range(i)]
-    assert np.var(means) == pytest.approx(np.var(values) * analysis.finite_population(5, np.array([2]))[0])
-
-
 def test_headlines_show_as_many_digits_as_the_error_allows():
     assert analysis.Headline("a", -0.9412, 0.0213).text == "-0.941 ± 0.021"
     assert analysis.Headline("a", 18.52, 3.1).text == "18.5 ± 3.1"

@@ -5,6 +5,7 @@ The real mini-batch noise is checked exactly, over all batches there are; the sy
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eosslib import curvature, dynamics, losses, models
 from eosslib.curvature import chunks
 from eosslib.flat import Objective, StackedNetwork
-from eosslib.measurements import finite_population
-from eosslib.streams import generator
+from eosslib.streams import seed_of
+from eosslib.theory import finite_population
 
 N, B = 8, 3
 C = (N - B) / (B * (N - 1))
@@ -31,23 +32,28 @@ def small(model: str = "fc-tanh") -> Problem:
 def context(p: Problem, stack: int, examples: int = N) -> dynamics.StepContext:
     parts = [slice(i, min(i + examples, p.n)) for i in range(0, p.n, examples)]
     u = top_vector(p.hessian()).expand(stack, -1)
-    streams = [generator("test", row) for row in range(stack)]
-    return dynamics.StepContext(p.objective, p.x, p.y, parts, finite_population(N, B, "reshuffle"), streams, u)
+    return dynamics.StepContext(p.objective, p.x, p.y, parts, finite_population(N, B), keys(stack), 0, u)
+
+
+def keys(stack: int) -> torch.Tensor:
+    return torch.tensor([seed_of("test", row) for row in range(stack)])
 
 
 def directions(p: Problem, name: str, batches: torch.Tensor) -> torch.Tensor:
     """One direction a mini-batch, stacked: (R, P)."""
     network = p.objective.network
     theta = p.theta.expand(len(batches), -1).contiguous()
-    return network.flatten(dynamics.DIRECTIONS[name](context(p, len(batches)), network.leaves(theta), batches)).detach()
+    return network.flatten(dynamics.DIRECTIONS[name](context(p, len(batches)), network.views(theta), batches)).detach()
 
 
 def draws(p: Problem, name: str, count: int, stack: int = 400) -> torch.Tensor:
     """Independent draws of a direction at the same parameters: (count, P)."""
     network = p.objective.network
     shared = context(p, stack)
-    params = network.leaves(p.theta.expand(stack, -1).contiguous())
-    rows = [network.flatten(dynamics.DIRECTIONS[name](shared, params, None)).detach() for _ in range(count // stack)]
+    params = network.views(p.theta.expand(stack, -1).contiguous())
+    rows = []
+    for shared.step in range(count // stack):
+        rows.append(network.flatten(dynamics.DIRECTIONS[name](shared, params, None)))
     return torch.cat(rows)
 
 
@@ -124,7 +130,7 @@ def test_the_projected_parts_add_up_to_the_mini_batch_noise() -> None:
 def test_full_gradient_is_the_mean_gradient_however_it_is_cut(model: str, examples: int) -> None:
     p = small(model)
     network = p.objective.network
-    g = network.flatten(dynamics.gradient(context(p, 1, examples), network.leaves(p.theta), None))
+    g = network.flatten(dynamics.gradient(context(p, 1, examples), network.views(p.theta), None))
     torch.testing.assert_close(g[0], p.example_gradients().mean(0), rtol=1e-10, atol=1e-13)
 
 
@@ -133,7 +139,7 @@ def test_a_draw_does_not_depend_on_how_the_examples_are_cut(name: str) -> None:
     p = small("cnn")
     network = p.objective.network
     whole, cut = (
-        network.flatten(dynamics.DIRECTIONS[name](context(p, 2, examples), network.leaves(p.theta.repeat(2, 1)), None))
+        network.flatten(dynamics.DIRECTIONS[name](context(p, 2, examples), network.views(p.theta.repeat(2, 1)), None))
         for examples in (N, 3)
     )
     torch.testing.assert_close(whole, cut, rtol=1e-9, atol=1e-13)
@@ -144,8 +150,8 @@ def test_a_draw_does_not_depend_on_how_the_examples_are_cut(name: str) -> None:
 def test_at_the_full_batch_there_is_no_synthetic_noise(name: str) -> None:
     p = small()
     network, quiet = p.objective.network, context(p, 1)
-    quiet.noise_factor = finite_population(N, N, "reshuffle")
-    g = network.flatten(dynamics.DIRECTIONS[name](quiet, network.leaves(p.theta), None))
+    quiet.noise_factor = finite_population(N, N)
+    g = network.flatten(dynamics.DIRECTIONS[name](quiet, network.views(p.theta), None))
     torch.testing.assert_close(g[0], p.example_gradients().mean(0), rtol=1e-10, atol=1e-13)
 
 
@@ -164,13 +170,12 @@ class LargestOutput(TorchDispatchMode):
 
 def large(model: str, shape: tuple[int, int, int], width: int, n: int) -> tuple[dynamics.StepContext, torch.Tensor]:
     module = models.initialised(model, shape, 10, width=width, depth=2, seed=0)
-    objective = Objective(StackedNetwork(module), losses.mse)
+    objective = Objective(StackedNetwork(module), losses.by_name("mse"))
     theta = torch.nn.utils.parameters_to_vector(module.parameters()).detach().unsqueeze(0)
     stream = torch.Generator().manual_seed(0)
     x, y = torch.randn(1, n, *shape, generator=stream), torch.eye(10).repeat(n // 10, 1).unsqueeze(0)
     parts = chunks(objective, objective.network.views(theta), x)
-    streams = [generator("noise", 0)]
-    return dynamics.StepContext(objective, x, y, parts, 1 / 16, streams), theta
+    return dynamics.StepContext(objective, x, y, parts, 1 / 16, keys(1), 0), theta
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
@@ -179,7 +184,7 @@ def test_no_n_by_p_matrix_is_ever_formed_at_the_size_of_the_paper(name: str) -> 
     step, theta = large("fc-tanh", (3, 32, 32), 200, 5_000)
     network = step.objective.network
     with LargestOutput() as largest:
-        update = dynamics.DIRECTIONS[name](step, network.leaves(theta), None)
+        update = dynamics.DIRECTIONS[name](step, network.views(theta), None)
     assert network.size == 656_810
     assert all(bool(torch.isfinite(part).all()) for part in update)
     assert 0 < largest.numel <= max(step.x.numel(), 2 * network.size)
@@ -193,7 +198,7 @@ def test_per_example_gradients_of_a_convolution_are_formed_a_chunk_at_a_time(nam
     for n in (200, 400):
         step, theta = large("cnn", (1, 8, 8), 16, n)
         with LargestOutput() as largest:
-            dynamics.DIRECTIONS[name](step, step.objective.network.leaves(theta), None)
+            dynamics.DIRECTIONS[name](step, step.objective.network.views(theta), None)
         sizes.append(largest.numel)
     assert len(step.parts) > 3
     assert sizes[0] == sizes[1]
@@ -210,9 +215,10 @@ def test_synthetic_noise_on_cuda_has_the_right_mean_and_total_variance(name: str
     p, stack = small(), 400
     network, step = p.objective.network, context(p, stack)
     step.x, step.y = p.x.to(cuda), p.y.to(cuda)
-    step.generators = [generator("test", row, device=cuda) for row in range(stack)]
-    params = network.leaves(p.theta.expand(stack, -1).contiguous().to(cuda))
-    rows = torch.cat([network.flatten(dynamics.DIRECTIONS[name](step, params, None)).cpu() for _ in range(10)])
+    step.keys = step.keys.to(cuda)
+    params = network.views(p.theta.expand(stack, -1).contiguous().to(cuda))
+    draw = dynamics.DIRECTIONS[name]
+    rows = torch.cat([network.flatten(draw(dataclasses.replace(step, step=i), params, None)).cpu() for i in range(10)])
     squares = (rows - p.example_gradients().mean(0)).square().sum(1)
     total = C * float(p.covariance().trace())
     assert abs(float(squares.mean()) - total) < 4.5 * float(squares.std()) / len(squares) ** 0.5

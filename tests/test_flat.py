@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import problem
+from oracles import problem, randn
 from torch import nn
 
 from eosslib import models
 from eosslib.flat import StackedNetwork
+from eosslib.losses import LOSSES
 from eosslib.models import MODELS
 
 
@@ -57,39 +58,59 @@ def test_sizes_are_those_of_the_module() -> None:
     assert p.objective.network.size == sum(q.numel() for q in p.module.parameters())
 
 
-@pytest.mark.parametrize("make", ["views", "leaves"])
 @pytest.mark.parametrize("model", MODELS)
-def test_views_and_leaves_share_memory_with_the_stack(model: str, make: str) -> None:
+def test_views_share_memory_with_the_stack(model: str) -> None:
     p = problem(model, stack=2)
-    network, theta = p.objective.network, p.theta.clone()
-    parts = getattr(network, make)(theta)
-    with torch.no_grad():
-        torch._foreach_add_(list(parts), 1.0)
+    theta = p.theta.clone()
+    torch._foreach_add_(list(p.objective.network.views(theta)), 1.0)
     assert torch.equal(theta, p.theta + 1.0)
-    assert all(part.requires_grad == part.is_leaf == (make == "leaves") or make == "views" for part in parts)
 
 
 def test_batch_gradient_is_the_mean_of_the_per_example_gradients() -> None:
     p = problem("fc-relu", stack=2)
     network, sets = p.objective.network, [[0, 3, 5], [2, 7, 11]]
-    gradient = network.flatten(p.objective.batch_gradient(network.leaves(p.theta), p.x[0, sets], p.y[0, sets]))
+    gradient = network.flatten(p.objective.batch_gradient(network.views(p.theta), p.x[0, sets], p.y[0, sets]))
     for row, indices in enumerate(sets):
         torch.testing.assert_close(gradient[row], p.example_gradients(row)[indices].mean(0), rtol=1e-10, atol=1e-13)
 
 
-def test_the_tape_holds_input_and_output_of_every_layer_with_parameters() -> None:
-    p = problem("cnn")
-    network, tape = p.objective.network, []
-    out = network(network.views(p.theta), p.x, tape)
-    assert [kind for kind, _, _ in tape] == ["conv", "conv", "linear"]
-    assert tape[-1][2] is out
-    torch.testing.assert_close(tape[0][2][0], p.module[0](p.x[0]).detach(), rtol=1e-12, atol=1e-14)
+DEPTHS = [(model, depth) for model in MODELS for depth in (1, 2)]
 
 
-def test_a_tape_of_several_convolutional_networks_is_refused() -> None:
-    p = problem("cnn", stack=2)
-    with pytest.raises(ValueError, match="one network at a time"):
-        p.objective.network(p.objective.network.views(p.theta), p.x, [])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("model", "depth"), DEPTHS)
+def test_a_linearization_knows_losses_gradient_slopes_and_hessian_product(model: str, depth: int, loss: str) -> None:
+    p = problem(model, loss, depth=depth)
+    network, v, w = p.objective.network, randn(*p.theta.shape), randn(1, p.n, seed=7)
+    made = p.objective.linearize(network.views(p.theta), p.x, p.y, w, slice(0, 1))
+    torch.testing.assert_close(made.losses[0], p.example_losses(p.theta[0]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(network.flatten(made.gradient())[0], w[0] @ p.example_gradients(), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(made.slopes(network.views(v))[0], p.example_gradients() @ v[0], rtol=1e-10, atol=1e-13)
+    hessian = torch.autograd.functional.hessian(lambda t: w[0] @ p.example_losses(t), p.theta[0])
+    torch.testing.assert_close(network.flatten(made.product(network.views(v)))[0], hessian @ v[0], rtol=1e-10, atol=1e-12)
+    squares = (w[0, :, None] * p.example_gradients()).square().sum(0)
+    torch.testing.assert_close(network.flatten(made.squares())[0], squares, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", MODELS)
+def test_hessian_products_can_be_differentiated_once_more(model: str, loss: str) -> None:
+    """∇(vᵀHv), a third derivative, comes out of automatic differentiation through the written-out product."""
+    p = problem(model, loss)
+    network, v = p.objective.network, randn(*p.theta.shape)
+
+    def curvature(theta: torch.Tensor) -> torch.Tensor:
+        made = p.objective.linearize(network.views(theta), p.x, p.y, 1 / p.n, slice(0, 1))
+        return (v * network.flatten(made.product(network.views(v)))).sum()
+
+    def oracle(t: torch.Tensor) -> torch.Tensor:
+        (g,) = torch.autograd.grad(p.example_losses(t).mean(), t, create_graph=True)
+        (hv,) = torch.autograd.grad(g @ v[0], t, create_graph=True)
+        return v[0] @ hv
+
+    ours = torch.autograd.functional.jacobian(curvature, p.theta)[0]
+    theirs = torch.autograd.grad(oracle(t := p.theta[0].clone().requires_grad_()), t)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("model", MODELS)

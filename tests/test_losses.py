@@ -40,7 +40,17 @@ def test_cross_entropy_of_huge_outputs_is_finite() -> None:
     torch.testing.assert_close(losses.cross_entropy(huge, torch.tensor([[0.0, 1.0, 0.0]])), torch.tensor([2e4]))
 
 
+@pytest.mark.parametrize("targets", [TARGETS[0, 0], randn(4, seed=2).softmax(-1)], ids=["one-hot", "soft"])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_the_derivatives_of_a_loss_are_those_of_automatic_differentiation(name: str, targets: torch.Tensor) -> None:
+    loss, f, v = losses.by_name(name), OUTPUTS[0, 0], randn(4, seed=3)
+    gradient = torch.autograd.functional.jacobian(lambda f: loss.value(f, targets), f)
+    hessian = torch.autograd.functional.hessian(lambda f: loss.value(f, targets), f)
+    torch.testing.assert_close(loss.gradient(f, targets), gradient, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(loss.curvature(f, targets, v), hessian @ v, rtol=1e-12, atol=1e-14)
+
+
 def test_losses_are_found_by_name_and_others_refused_by_name() -> None:
-    assert [losses.by_name(name) for name in ("mse", "cross-entropy")] == [losses.mse, losses.cross_entropy]
+    assert [losses.by_name(name).value for name in ("mse", "cross-entropy")] == [losses.mse, losses.cross_entropy]
     with pytest.raises(ConfigError, match="unknown loss 'hinge'; there are mse, cross-entropy"):
         losses.by_name("hinge")

@@ -13,7 +13,7 @@ from eosslib import measurements
 from eosslib.losses import LOSSES
 from eosslib.measurements import BatchSharpness, Estimate
 from eosslib.models import MODELS
-from eosslib.streams import generator
+from eosslib.theory import finite_population
 
 EVERY = [(model, loss) for model in MODELS for loss in LOSSES]
 N, B = 6, 2
@@ -24,8 +24,8 @@ def few_examples(model: str = "fc-tanh", loss: str = "mse", n: int = N) -> Probl
     return problem(model, loss, n=n, shape=(1, 2, 4), width=3, depth=1, seed=3)
 
 
-def streams(stack: int, name: str = "test") -> list[torch.Generator]:
-    return [generator(name, row) for row in range(stack)]
+def streams(stack: int, name: str = "test") -> list[tuple[str, int]]:
+    return [(name, row) for row in range(stack)]
 
 
 def exhaustive(p: Problem, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_noise_variance_vanishes_at_the_full_batch_without_replacement_only() ->
 
 
 def test_the_only_batch_of_a_single_example_has_no_noise() -> None:
-    assert measurements.finite_population(1, 1, "reshuffle") == 0.0
+    assert finite_population(1, 1) == 0.0
 
 
 # --- batch sharpness and mini-batch sharpness --------------------------------------------------------------------------------
@@ -107,14 +107,14 @@ def test_the_only_batch_of_a_single_example_has_no_noise() -> None:
 
 def sampled(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> BatchSharpness:
     return measurements.batch_sharpness(
-        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, generators=streams(stack), **options
+        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, keys=streams(stack), **options
     )
 
 
 def minibs(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> Estimate:
     options = {"tol": 1e-6, **options}
     return measurements.minibatch_sharpness(
-        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, generators=streams(stack), **options
+        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, keys=streams(stack), **options
     )
 
 
@@ -238,12 +238,10 @@ def test_cuda_and_cpu_agree_on_every_measurement(cuda: torch.device) -> None:
         lambda theta, x, y: measurements.sharpness(p.objective, theta, x, y, u[:, None].to(x.device), tol=1e-8).values,
         lambda theta, x, y: measurements.noise_variance(p.objective, theta, u.to(x.device), x, y, batch_size=5),
         lambda theta, x, y: (
-            measurements.batch_sharpness(
-                p.objective, theta, x, y, batch_size=5, draws=7, generators=streams(2)
-            ).ratio_of_means.value
+            measurements.batch_sharpness(p.objective, theta, x, y, batch_size=5, draws=7, keys=streams(2)).ratio_of_means.value
         ),
         lambda theta, x, y: (
-            measurements.minibatch_sharpness(p.objective, theta, x, y, batch_size=5, draws=7, generators=streams(2), tol=1e-8).value
+            measurements.minibatch_sharpness(p.objective, theta, x, y, batch_size=5, draws=7, keys=streams(2), tol=1e-8).value
         ),
     ):
         torch.testing.assert_close(measure(*there).cpu(), measure(*here), rtol=1e-8, atol=0)

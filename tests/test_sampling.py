@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from eosslib.sampling import batches
+from eosslib.sampling import batches, independent_batches
 
 
 @pytest.mark.parametrize(("n", "b"), [(12, 4), (13, 4), (12, 12), (5, 1), (7, 5)])
@@ -51,3 +51,15 @@ def test_independent_examples_repeat_within_a_batch() -> None:
     drawn = batches(10, 10, "iid", 0, 0, 100)
     assert max(len(set(batch.tolist())) for batch in drawn) < 10
     assert (int(drawn.min()), int(drawn.max())) == (0, 9)
+
+
+@pytest.mark.parametrize("sampling", ["reshuffle", "iid"])
+def test_independent_batches_are_those_of_their_name_and_drawn_as_a_run_draws_them(sampling: str) -> None:
+    drawn = independent_batches(10, 4, sampling, 5_000, "test", 1)
+    assert drawn.shape == (5_000, 4)
+    assert torch.equal(independent_batches(10, 4, sampling, 7, "test", 1), drawn[:7])
+    assert not torch.equal(independent_batches(10, 4, sampling, 7, "test", 2), drawn[:7])
+    distinct = [len(set(batch)) for batch in drawn.tolist()]
+    assert (min(distinct) == 4) == (sampling == "reshuffle")
+    counts = torch.bincount(drawn.flatten(), minlength=10).double()
+    assert bool(((counts - 2_000).abs() < 4.5 * 2_000**0.5).all())

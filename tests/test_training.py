@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import randn
 from torch import nn
 
 from eosslib import datasets, dynamics, measurements, models
@@ -173,7 +174,7 @@ def test_a_row_holds_what_the_measurements_say_of_the_parameters_at_that_step(ti
     noise = measurements.noise_variance(*args[:2], pairs.vectors[:, 0], *args[2:], batch_size=8)
     assert row["noise_variance"] == pytest.approx(noise.item(), rel=1e-6)
     loss, accuracy = measurements.loss_and_accuracy(*args)
-    assert (row["loss"], row["accuracy"]) == (loss.item(), accuracy.item())
+    assert (row["loss"], row["accuracy"]) == pytest.approx((loss.item(), accuracy.item()), rel=1e-12)
     assert row["test_accuracy"] == measurements.loss_and_accuracy(*args[:2], trainer.x_test, trainer.y_test)[1].item()
 
 
@@ -187,6 +188,24 @@ def test_a_small_memory_budget_changes_the_numbers_by_rounding_only(memory: int,
 
 def sharpnesses(rows: list[Row]) -> torch.Tensor:
     return torch.tensor([row["sharpness"] for row in rows], dtype=torch.float64)
+
+
+def test_a_warm_start_that_sits_on_a_smaller_eigenvalue_is_found_out_where_samples_are_due(
+    tiny: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exact eigenvector of λ₂ has residual 0: a solve that starts from it never leaves it."""
+    trainer = trainer_of(tiny(dtype="float64", steps=10, sample_every=10, eig_tol=1e-6))
+    trainer.run()
+    state, args = trainer.state, (trainer.objective, trainer.state.theta, trainer.x, trainer.y)
+    exact = measurements.sharpness(*args, randn(1, 1, state.theta.shape[1]), k=2, tol=1e-10)
+    assert exact.values[0, 0] > 1.01 * exact.values[0, 1]
+    for step, found in ((9, exact.values[0, 1]), (10, exact.values[0, 0])):
+        state.vectors, state.step = exact.vectors[:, 1:2], step
+        trainer.measure()
+        assert state.rows[0][-1]["sharpness"] == pytest.approx(float(found), rel=1e-9)
+        assert ("had missed the top eigenvalue" in caplog.text) == (step == 10)
+    assert state.rows[0][-1]["sharpness_check"] == pytest.approx(float(exact.values[0, 0]), rel=1e-9)
+    assert float((state.vectors[0, 0] @ exact.vectors[0, 0]).abs()) == pytest.approx(1, abs=1e-5)
 
 
 # --- divergence --------------------------------------------------------------------------------------------------------------
@@ -233,7 +252,7 @@ def test_a_run_that_starts_beyond_all_numbers_diverges_at_the_first_measurement(
 def test_everything_is_computed_in_the_precision_asked_for(dtype: str, tiny: Settings) -> None:
     trainer = trainer_of(tiny(dtype=dtype))
     state = trainer.run()
-    for tensor in (trainer.x, trainer.y, trainer.x_test, state.theta, state.vectors, state.u):
+    for tensor in (trainer.x, trainer.y, trainer.x_test, state.theta, state.vectors):
         assert tensor.dtype == getattr(torch, dtype)
 
 
@@ -264,13 +283,12 @@ def test_a_device_this_machine_does_not_have_is_refused_by_name(name: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise", "worst"), [("along_u", 0.90), ("without_u", 0.99)])
-def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(
-    noise: str, worst: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("noise", ["along_u", "without_u"])
+def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """FC-tanh on 1,000 digits, b = 25, steps 500 to 750: λ₁ is 17–19 of 20, and noise along u makes it cross λ₂ often.
 
-    After every refresh uᵀHu is within 1 % of λ₁; ten steps later, just before the next, it is on average still within 2 %.
+    After every refresh uᵀHu is within 1 % of λ₁; ten steps later, just before the next, it is on average still within 2 %,
+    and never off by 10 %.
     """
     config = RunConfig("fc-tanh", "mse", 25, 0.1, 750, train_size=1000, measure_every=250, noise=noise)
     trainer, refresh = trainer_of(config), Trainer.refresh
@@ -292,7 +310,7 @@ def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(
     trainer.run()
     assert len(after) == 12
     assert min(after) > 0.99
-    assert min(before) > worst
+    assert min(before) > 0.90
     assert sum(before) / len(before) > 0.98
 
 
