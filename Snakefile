@@ -18,7 +18,7 @@ from eosslib.errors import ConfigError
 # What a training's numbers come from; an edit of any of these files trains again, an edit of a figure's code does not.
 ENGINE = [
     f"eosslib/{module}.py"
-    for module in "curvature datasets dynamics eigen flat layers losses measurements models sampling streams theory training".split()
+    for module in "curvature datasets dynamics eigen flat layers losses measurements models sampling stepping streams theory training".split()
 ]
 DRAWING = [f"eosslib/{module}.py" for module in "analysis plotting runs theory".split()]
 

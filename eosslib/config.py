@@ -55,6 +55,7 @@ class RunConfig:
     sample_every: int = 0
     batch_sharpness_draws: int = 0
     minibs_draws: int = 0
+    sample_precision: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the values, also of a configuration built in Python.
@@ -88,6 +89,11 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def defaults() -> dict[str, Any]:
+    """Return the settings that have a default; a file from before a setting was there was made with its default."""
+    return {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
 
 
 def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:

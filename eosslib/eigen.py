@@ -127,8 +127,9 @@ def _rayleigh_ritz(basis: torch.Tensor, images: torch.Tensor) -> tuple[torch.Ten
     small = basis @ images.transpose(1, 2)
     broken = ~torch.isfinite(small).all(2, keepdim=True).all(1, keepdim=True)
     small = torch.where(broken, 0.0, small)
-    values, vectors = torch.linalg.eigh((small + small.transpose(1, 2)) / 2)
-    values = values.masked_fill(broken[:, :, 0], torch.nan)
+    # On the CPU: a GPU takes longer for a matrix as small as this than the way there and back.
+    values, vectors = torch.linalg.eigh(((small + small.transpose(1, 2)) / 2).cpu())
+    values, vectors = values.to(small.device).masked_fill(broken[:, :, 0], torch.nan), vectors.to(small.device)
     return values.flip(1), vectors.flip(2).transpose(1, 2)
 
 

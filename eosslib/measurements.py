@@ -6,7 +6,8 @@ means over drawn mini-batches and come with standard errors and an explicit rand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from eosslib.sampling import independent_batches
 from eosslib.streams import generator
 from eosslib.theory import finite_population
 
+MAX_LOTS = 20
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -25,7 +28,7 @@ class Estimate:
 
     value: torch.Tensor  # (R,)
     standard_error: torch.Tensor  # (R,)
-    draws: int
+    draws: torch.Tensor  # (R,), number of mini-batches
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,13 @@ def batch_sharpness(
     draws: int,
     keys: Sequence[tuple[str | int, ...]],
     sampling: str = "reshuffle",
+    precision: float = math.inf,
     memory: int = 256 << 20,
 ) -> BatchSharpness:
     """Curvature of the mini-batch loss along its own gradient: E[g_Bᵀ H_B g_B] / E[‖g_B‖²] (Andreyev and Beneventano).
 
     Both the ratio of means (the definition) and the mean of ratios. The standard error of the first is the delta method's.
-    Costs about two gradients on ``draws × batch_size`` examples.
+    Costs about two gradients on the examples of all draws.
 
     Args:
         objective: Network and loss.
@@ -150,29 +154,33 @@ def batch_sharpness(
         x: Inputs (1, n, *shape).
         y: Targets (1, n, K).
         batch_size: b.
-        draws: Number of mini-batches; with b = n all are the same, and one is taken.
+        draws: Number of mini-batches in a lot; with b = n all are the same, and one is taken.
         keys: The name of each network's random stream (``streams``).
         sampling: How the run draws its batches.
+        precision: Draw further lots until the standard error of the ratio of means is at most this part of it, or
+            ``MAX_LOTS`` were drawn.
         memory: Bytes of intermediate results.
 
     Raises:
         ValueError: Fewer than two draws for a batch below n, so that there is no standard error.
     """
-    n = x.shape[1]
-    draws = _check_draws(draws, batch_size, n, sampling)
     at_once = _draws_at_once(objective, theta, x, batch_size, memory)
-    ratio, mean = [], []
+    ratio, mean, counts = [], [], []
     for row, key in zip(theta, keys, strict=True):
-        curvatures, squares = [], []
-        for indices in independent_batches(n, batch_size, sampling, draws, *key, device=x.device).split(at_once):
-            c, s = curvature_along_gradient(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices])
-            curvatures.append(c)
-            squares.append(s)
-        c, s = torch.cat(curvatures).double(), torch.cat(squares).double()
-        quotient = c.mean() / s.mean()
-        ratio.append((quotient, _standard_error((c - quotient * s) / s.mean())))
+        samples = torch.empty(2, 0, dtype=torch.float64, device=theta.device)
+        for lot in _lots(x, batch_size, draws, sampling, key):
+            for indices in lot.split(at_once):
+                pair = curvature_along_gradient(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices])
+                samples = torch.cat([samples, torch.stack(pair).double()], dim=1)
+            c, s = samples
+            quotient = c.mean() / s.mean()
+            error = _standard_error((c - quotient * s) / s.mean())
+            if error <= precision * quotient.abs():
+                break
+        ratio.append((quotient, error))
         mean.append(((c / s).mean(), _standard_error(c / s)))
-    return BatchSharpness(_estimate(ratio, draws), _estimate(mean, draws))
+        counts.append(len(c))
+    return BatchSharpness(_estimate(ratio, counts), _estimate(mean, counts))
 
 
 def minibatch_sharpness(
@@ -185,12 +193,13 @@ def minibatch_sharpness(
     draws: int,
     keys: Sequence[tuple[str | int, ...]],
     sampling: str = "reshuffle",
+    precision: float = math.inf,
     tol: float = 1e-2,
     memory: int = 256 << 20,
 ) -> Estimate:
     """Mini-batch sharpness MiniBS = E_B[λ_max(∇²L_B)] (EoSS definition 3.1), over drawn mini-batches.
 
-    Costs about 15 gradients on ``draws × batch_size`` examples. With a residual of ``tol`` an eigenvalue is off by at most
+    Costs about 15 gradients on the examples of all draws. With a residual of ``tol`` an eigenvalue is off by at most
     ``tol`` and typically by ``tol**2`` of itself.
 
     Args:
@@ -199,48 +208,55 @@ def minibatch_sharpness(
         x: Inputs (1, n, *shape).
         y: Targets (1, n, K).
         batch_size: b.
-        draws: Number of mini-batches.
+        draws: Number of mini-batches in a lot.
         keys: The name of each network's random stream; the start vector is drawn from it too.
         sampling: How the run draws its batches.
+        precision: Draw further lots until the standard error is at most this part of the mean, or ``MAX_LOTS`` were drawn.
         tol: Relative residual of every eigenvalue.
         memory: Bytes of intermediate results.
 
     Raises:
         ValueError: Fewer than two draws for a batch below n.
     """
-    n = x.shape[1]
-    draws = _check_draws(draws, batch_size, n, sampling)
     at_once = max(1, _draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
-    results = []
+    results, counts = [], []
     for row, key in zip(theta, keys, strict=True):
-        values = []
+        values = torch.empty(0, dtype=torch.float64, device=theta.device)
         start = torch.randn(1, 1, len(row), generator=generator(*key)).to(row)
-        for indices in independent_batches(n, batch_size, sampling, draws, *key, device=x.device).split(at_once):
-            stack = row.expand(len(indices), -1)
-            operator = Hessian(objective, stack, x[0, indices], y[0, indices], memory)
-            values.append(top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol).values[:, 0])
-        value = torch.cat(values).double()
-        results.append((value.mean(), _standard_error(value)))
-    return _estimate(results, draws)
+        for lot in _lots(x, batch_size, draws, sampling, key):
+            for indices in lot.split(at_once):
+                operator = Hessian(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices], memory)
+                pairs = top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol)
+                values = torch.cat([values, pairs.values[:, 0].double()])
+            error = _standard_error(values)
+            if error <= precision * values.mean().abs():
+                break
+        results.append((values.mean(), error))
+        counts.append(len(values))
+    return _estimate(results, counts)
 
 
-def _check_draws(draws: int, batch_size: int, n: int, sampling: str) -> int:
+def _lots(x: torch.Tensor, batch_size: int, draws: int, sampling: str, key: tuple[str | int, ...]) -> Iterator[torch.Tensor]:
+    """Yield lots of independent mini-batches, indices (draws, b); where all batches are the same, one of them."""
+    n = x.shape[1]
     if batch_size == n and sampling != "iid":
-        return 1
+        yield torch.arange(n, device=x.device).unsqueeze(0)
+        return
     if draws < 2:
         raise ValueError("a standard error needs at least two draws")
-    return draws
+    for lot in range(MAX_LOTS):
+        yield independent_batches(n, batch_size, sampling, range(lot * draws, (lot + 1) * draws), *key, device=x.device)
 
 
 def _standard_error(samples: torch.Tensor) -> torch.Tensor:
     if len(samples) == 1:
-        return torch.zeros((), dtype=samples.dtype)  # the full batch: nothing was sampled
+        return samples.new_zeros(())  # the full batch: nothing was sampled
     return samples.std() / len(samples) ** 0.5
 
 
-def _estimate(pairs: list[tuple[torch.Tensor, torch.Tensor]], draws: int) -> Estimate:
+def _estimate(pairs: list[tuple[torch.Tensor, torch.Tensor]], draws: list[int]) -> Estimate:
     values, errors = zip(*pairs, strict=True)
-    return Estimate(torch.stack(values), torch.stack([e.to(values[0].device) for e in errors]), draws)
+    return Estimate(torch.stack(values), torch.stack(errors), torch.tensor(draws))
 
 
 def loss_and_accuracy(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eosslib.config import Group, Preset, RunConfig, difference
+from eosslib.config import Group, Preset, RunConfig, defaults, difference
 from eosslib.errors import ConfigError, ConfigMismatch, RunFileError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Run:
     ``frame`` has a row a measurement: ``step``, ``loss``, ``accuracy``, ``test_accuracy``, ``sharpness`` with
     ``sharpness_residual`` and ``sharpness_products``, ``noise_variance``, and where samples were due ``sharpness_check``, the
     sharpness found from a random start, and ``batch_sharpness``, ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``,
-    each with ``_se``.
+    each with ``_se``, the first and the last with ``_draws``.
     """
 
     config: RunConfig
@@ -148,7 +148,7 @@ def read(path: Path | str, expect: RunConfig | None = None) -> tuple[RunConfig, 
     except (ValueError, KeyError, TypeError):
         raise RunFileError(f"{path} holds settings or provenance that cannot be read") from None
     if expect is not None:
-        different = difference(stored["config"], expect.to_dict())
+        different = difference({**defaults(), **stored["config"]}, expect.to_dict())
         if different:
             raise ConfigMismatch(f"{path} was trained with other settings: {different}")
     try:

@@ -46,7 +46,7 @@ def batches(
 
 
 def independent_batches(
-    n: int, batch_size: int, sampling: str, count: int, *key: str | int, device: torch.device | str = "cpu"
+    n: int, batch_size: int, sampling: str, which: range, *key: str | int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Return mini-batches drawn independently of each other, each as the run's sampling draws one.
 
@@ -54,12 +54,12 @@ def independent_batches(
         n: Number of training examples.
         batch_size: b.
         sampling: ``reshuffle`` (an example at most once in a batch) or ``iid``.
-        count: Number of mini-batches.
+        which: Which batches of the stream.
         key: Name of the random stream.
         device: Where to draw.
 
     Returns:
-        Indices (count, b).
+        Indices (len(which), b).
     """
-    seeds = _seeds(key, range(count), device)
+    seeds = _seeds(key, which, device)
     return integers(seeds, n, batch_size) if sampling == "iid" else permutations(seeds, n)[:, :batch_size]

@@ -22,8 +22,8 @@ from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
 from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError, DeviceError
 from eosslib.flat import Objective, StackedNetwork
-from eosslib.sampling import batches
-from eosslib.streams import generator, seed_of
+from eosslib.stepping import Stepper
+from eosslib.streams import generator
 from eosslib.theory import finite_population
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Trainer:
         self.tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
         if self.tracked > theta.shape[1]:
             raise ConfigError(f"eig_k {config.eig_k} is above the {theta.shape[1]} parameters of the network")
-        self.direction = dynamics.DIRECTIONS[config.noise]
+        self._stepper: Stepper | None = None
         self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, memory)
         self.factor = finite_population(data.n, config.batch_size, config.sampling)
 
@@ -165,28 +165,22 @@ class Trainer:
 
     def advance(self, stop: int) -> None:
         """Make the steps up to ``stop``."""
-        config, state = self.config, self.state
-        start, vectors = state.step, state.vectors
-        params = self.objective.network.views(state.theta)
-        keys = torch.tensor([seed_of("noise", seed) for seed in state.seeds], device=self.device)
-        context = dynamics.StepContext(self.objective, self.x, self.y, self.parts, self.factor, keys, start, vectors[:, 0])
-        direction, indices = self.direction, None
-        if config.full_batch:
-            direction = dynamics.gradient
-        elif config.noise in dynamics.USES_BATCH:
-            drawn = [
-                batches(config.train_size, config.batch_size, config.sampling, seed, start, stop, self.device)
-                for seed in state.seeds
-            ]
-            indices = torch.stack(drawn, dim=1)  # (T, R, b)
-        for step in range(start, stop):
-            if config.noise in dynamics.USES_U and step > start and step % config.refresh_every == 0:
+        state, vectors = self.state, self.state.vectors
+        stepper = self._stepper_of(state)
+        every = self.config.refresh_every if self.config.noise in dynamics.USES_U else self.config.measure_every
+        while state.step < stop:
+            until = min(stop, (state.step // every + 1) * every)
+            stepper.advance(state.step, until, vectors[:, 0])
+            state.step = until
+            if until < stop and self.config.noise in dynamics.USES_U:
                 vectors = self.refresh(vectors)
-                context.u = vectors[:, 0]
-            context.step = step
-            update = direction(context, params, None if indices is None else indices[step - start])
-            torch._foreach_add_(list(params), list(update), alpha=-config.lr)
-        state.step = stop
+
+    def _stepper_of(self, state: State) -> Stepper:
+        """Return the stepper that holds these parameters; a new one where the stack has changed."""
+        if self._stepper is None or self._stepper.theta is not state.theta:
+            parts = (self.objective, self.x, self.y, self.parts, self.factor)
+            self._stepper = Stepper(self.config, *parts, state.seeds, state.theta)
+        return self._stepper
 
     def refresh(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the top eigenvectors of the current Hessian, starting from older ones: (R, k, P)."""
@@ -269,7 +263,8 @@ class Trainer:
             second = top_eigenpairs(hessian, torch.stack(starts).to(self.device), **options)
             missed = second.values[:, 0] > pairs.values[:, 0] * (1 + config.eig_tol)
             if bool(missed.any()):
-                log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue", state.step)
+                by = float((second.values[:, 0] / pairs.values[:, 0] - 1).amax())
+                log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue, by %.1e of it", state.step, by)
             pairs, check = Eigenpairs.where(missed, second, pairs), {"sharpness_check": second.values[:, 0]}
         if not bool(pairs.converged.all()):
             log.warning("step %d: eigen-residual %.1e above %.1e", state.step, pairs.residuals.max(), config.eig_tol)
@@ -288,7 +283,8 @@ class Trainer:
         def keys(name: str) -> list[tuple[str | int, ...]]:
             return [(name, state.seeds[i], state.step) for i in members]
 
-        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling}
+        precision = config.sample_precision or math.inf
+        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling, "precision": precision}
         values: dict[str, torch.Tensor] = {}
         if config.batch_sharpness_draws:
             both = measurements.batch_sharpness(
@@ -305,6 +301,7 @@ class Trainer:
                 ("batch_sharpness_mean_of_ratios", both.mean_of_ratios),
             ):
                 values |= {name: estimate.value, f"{name}_se": estimate.standard_error}
+            values["batch_sharpness_draws"] = both.ratio_of_means.draws
         if config.minibs_draws:
             estimate = measurements.minibatch_sharpness(
                 self.objective,
@@ -316,4 +313,5 @@ class Trainer:
                 **options,
             )
             values |= {"minibatch_sharpness": estimate.value, "minibatch_sharpness_se": estimate.standard_error}
+            values["minibatch_sharpness_draws"] = estimate.draws
         return values

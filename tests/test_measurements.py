@@ -245,3 +245,22 @@ def test_cuda_and_cpu_agree_on_every_measurement(cuda: torch.device) -> None:
         ),
     ):
         torch.testing.assert_close(measure(*there).cpu(), measure(*here), rtol=1e-8, atol=0)
+
+
+def test_further_lots_are_drawn_until_the_precision_asked_for_is_reached() -> None:
+    p = problem(n=30)
+    options = {"batch_size": 4, "draws": 10, "keys": streams(1)}
+    rough = measurements.batch_sharpness(p.objective, p.theta, p.x, p.y, **options).ratio_of_means
+    fine = measurements.batch_sharpness(p.objective, p.theta, p.x, p.y, precision=0.02, **options).ratio_of_means
+    assert int(rough.draws) == 10 < int(fine.draws) < 10 * measurements.MAX_LOTS
+    assert int(fine.draws) % 10 == 0
+    assert float(rough.standard_error / rough.value) > 0.02 >= float(fine.standard_error / fine.value)
+    options["draws"] = int(fine.draws)
+    once = measurements.batch_sharpness(p.objective, p.theta, p.x, p.y, **options).ratio_of_means
+    torch.testing.assert_close((once.value, once.standard_error), (fine.value, fine.standard_error), rtol=1e-12, atol=0)
+
+
+def test_lots_end_where_the_precision_cannot_be_reached() -> None:
+    p = few_examples()
+    options = {"batch_size": B, "draws": 2, "keys": streams(1), "precision": 1e-9}
+    assert int(measurements.minibatch_sharpness(p.objective, p.theta, p.x, p.y, **options).draws) == 2 * measurements.MAX_LOTS

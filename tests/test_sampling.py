@@ -55,10 +55,10 @@ def test_independent_examples_repeat_within_a_batch() -> None:
 
 @pytest.mark.parametrize("sampling", ["reshuffle", "iid"])
 def test_independent_batches_are_those_of_their_name_and_drawn_as_a_run_draws_them(sampling: str) -> None:
-    drawn = independent_batches(10, 4, sampling, 5_000, "test", 1)
+    drawn = independent_batches(10, 4, sampling, range(5_000), "test", 1)
     assert drawn.shape == (5_000, 4)
-    assert torch.equal(independent_batches(10, 4, sampling, 7, "test", 1), drawn[:7])
-    assert not torch.equal(independent_batches(10, 4, sampling, 7, "test", 2), drawn[:7])
+    assert torch.equal(independent_batches(10, 4, sampling, range(3, 7), "test", 1), drawn[3:7])
+    assert not torch.equal(independent_batches(10, 4, sampling, range(7), "test", 2), drawn[:7])
     distinct = [len(set(batch)) for batch in drawn.tolist()]
     assert (min(distinct) == 4) == (sampling == "reshuffle")
     counts = torch.bincount(drawn.flatten(), minlength=10).double()

@@ -13,7 +13,7 @@ import torch
 from oracles import randn
 from torch import nn
 
-from eosslib import datasets, dynamics, measurements, models
+from eosslib import datasets, dynamics, measurements, models, stepping
 from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
 from eosslib.errors import DeviceError
@@ -318,12 +318,33 @@ def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(n
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("noise", ["sgd", "along_u"])
+@pytest.mark.parametrize("batch_size", [8, 40])
+@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_cuda_and_cpu_agree_on_a_short_training_in_float64(model: str, noise: str, cuda: torch.device, tiny: Settings) -> None:
-    runs = [tiny(model=model, noise=noise, seed=seed, dtype="float64", eig_tol=1e-8, refresh_every=1, **SAMPLED) for seed in (0, 1)]
+def test_cuda_and_cpu_agree_on_a_short_training_in_float64(
+    model: str, noise: str, batch_size: int, cuda: torch.device, tiny: Settings
+) -> None:
+    options = {"model": model, "noise": noise, "batch_size": batch_size, "dtype": "float64", "eig_tol": 1e-8, "refresh_every": 1}
+    runs = [tiny(seed=seed, **options, **SAMPLED) for seed in (0, 1)]
     here, there = train(*runs), train(*runs, device=cuda)
     torch.testing.assert_close(there.theta.cpu(), here.theta, rtol=1e-6, atol=1e-9)
     for seed in (0, 1):
         for ours, theirs in zip(here.rows[seed], there.rows[seed], strict=True):
             assert theirs == pytest.approx(ours, rel=1e-3) | {k: theirs[k] for k in ("sharpness_residual", "sharpness_products")}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
+def test_replayed_graphs_make_the_same_steps_as_a_plain_loop(
+    noise: str, cuda: torch.device, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stretches of 4, 4 and 2 steps: a graph used once, again, and another one."""
+    monkeypatch.setattr(stepping, "MAX_GRAPH", 4)
+    replayed, plain = (trainer_of(*[tiny(noise=noise, seed=seed, dtype="float64") for seed in (0, 1)], device=cuda) for _ in "ab")
+    start, u = replayed.state.theta.clone(), replayed.state.vectors[:, 0]
+    replayed._stepper_of(replayed.state).advance(3, 13, u)
+    stepper = plain._stepper_of(plain.state)
+    stepper._replay = stepper._make  # type: ignore[method-assign]
+    stepper.advance(3, 13, u)
+    assert not torch.equal(replayed.state.theta, start)
+    torch.testing.assert_close(replayed.state.theta, plain.state.theta, rtol=1e-12, atol=1e-14)

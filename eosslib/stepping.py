@@ -1,0 +1,114 @@
+"""The steps between two measurements, for a stack of runs; on CUDA a stretch of them is one captured graph, replayed.
+
+A captured graph repeats the same kernels on the same memory, without Python and without waiting for the device; so everything
+that changes from stretch to stretch (parameters, batches, the top eigenvectors, the number of the step) lives in tensors that
+are written in place. On the CPU the same loop runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from eosslib import dynamics
+from eosslib.config import RunConfig
+from eosslib.flat import Objective
+from eosslib.sampling import batches
+from eosslib.streams import seed_of
+
+MAX_GRAPH = 100  # steps in one captured graph
+
+
+class Stepper:
+    """Steps a stack of parameter vectors in place."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        objective: Objective,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        parts: list[slice],
+        noise_factor: float,
+        seeds: Sequence[int],
+        theta: torch.Tensor,
+    ) -> None:
+        """Take hold of the parameters.
+
+        Args:
+            config: Step size, batch size, sampling, noise model.
+            objective: Network and loss.
+            x: Inputs (1, n, *shape).
+            y: Targets (1, n, K).
+            parts: Chunks of the n examples, for full-batch gradients.
+            noise_factor: Variance of a batch mean over that of one example.
+            seeds: One a network.
+            theta: Parameters (R, P), changed in place.
+        """
+        self.config, self.theta, self.seeds = config, theta, list(seeds)
+        self._direction = dynamics.gradient if config.full_batch else dynamics.DIRECTIONS[config.noise]
+        self._uses_batch = not config.full_batch and config.noise in dynamics.USES_BATCH
+        self._params = objective.network.views(theta)
+        device = theta.device
+        keys = torch.tensor([seed_of("noise", seed) for seed in seeds], device=device)
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        self._u = torch.zeros_like(theta) if config.noise in dynamics.USES_U else None
+        self._context = dynamics.StepContext(objective, x, y, parts, noise_factor, keys, self._step, self._u)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor | None]] = {}
+
+    def advance(self, start: int, stop: int, u: torch.Tensor) -> None:
+        """Make the steps ``start`` … ``stop − 1``.
+
+        Args:
+            start: First step.
+            stop: One past the last step.
+            u: Top eigenvectors (R, P), for the projected noise.
+        """
+        if self._u is not None:
+            self._u.copy_(u)
+        self._step.fill_(start)
+        indices = self._draw(start, stop)
+        if self.theta.device.type != "cuda":
+            self._make(stop - start, indices)
+            return
+        for first in range(0, stop - start, MAX_GRAPH):
+            count = min(MAX_GRAPH, stop - start - first)
+            self._replay(count, None if indices is None else indices[first : first + count])
+
+    def _draw(self, start: int, stop: int) -> torch.Tensor | None:
+        """Draw the batches of the steps, on the device: (T, R, b)."""
+        if not self._uses_batch:
+            return None
+        c, device = self.config, self.theta.device
+        return torch.stack([batches(c.train_size, c.batch_size, c.sampling, s, start, stop, device) for s in self.seeds], dim=1)
+
+    def _make(self, count: int, indices: torch.Tensor | None) -> None:
+        for t in range(count):
+            update = self._direction(self._context, self._params, None if indices is None else indices[t])
+            torch._foreach_add_(list(self._params), list(update), alpha=-self.config.lr)
+            self._step += 1
+
+    def _replay(self, count: int, indices: torch.Tensor | None) -> None:
+        if count not in self._graphs:
+            self._graphs[count] = self._capture(count, indices)
+        graph, buffer = self._graphs[count]
+        if buffer is not None and indices is not None:
+            buffer.copy_(indices)
+        graph.replay()
+
+    def _capture(self, count: int, indices: torch.Tensor | None) -> tuple[torch.cuda.CUDAGraph, torch.Tensor | None]:
+        """Capture so many steps; the parameters are as before afterwards."""
+        buffer = None if indices is None else indices.clone()
+        theta, step = self.theta.clone(), self._step.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose their kernels and workspaces in a rehearsal
+            self._make(1, buffer)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._make(count, buffer)
+        self.theta.copy_(theta)
+        self._step.copy_(step)
+        return graph, buffer
