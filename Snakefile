@@ -3,6 +3,7 @@
 snakemake --cores 4 all                           the digits preset
 snakemake --cores 4 all --config preset=cifar10   another one
 snakemake --cores 4 all --config device=cpu       no GPU even if there is one
+snakemake --workflow-profile profiles/slurm all --config preset=cifar10 seeds_per_job=1
 """
 
 import json
@@ -22,15 +23,20 @@ ENGINE = [
 ]
 DRAWING = [f"eosslib/{module}.py" for module in "analysis plotting runs theory".split()]
 
-UNKNOWN = set(config) - {"preset", "device"}
+UNKNOWN = set(config) - {"preset", "device", "seeds_per_job"}
 if UNKNOWN:
-    raise WorkflowError(f"--config: unknown key '{min(UNKNOWN)}'; there are preset and device")
+    raise WorkflowError(f"--config: unknown key '{min(UNKNOWN)}'; there are preset, device and seeds_per_job")
 try:
     PRESET = presets.load_preset(config.get("preset", "digits"))
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 PRESET_FILE = os.path.relpath(presets.preset_path(config.get("preset", "digits")))
 DEVICE = config.get("device", "auto")
+# A job trains so many seeds of a group stacked, all by default; one each makes more and shorter jobs for a cluster.
+STACK = config.get("seeds_per_job", len(PRESET.seeds))
+if not isinstance(STACK, int) or STACK < 1:
+    raise WorkflowError(f"--config: seeds_per_job is {STACK!r}, not an integer above 0")
+SEED_PARTS = [PRESET.seeds[start : start + STACK] for start in range(0, len(PRESET.seeds), STACK)]
 RUNS = f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
 LOGS = f"logs/{PRESET.name}"
@@ -129,29 +135,34 @@ rule fetch:
         "python -m eosslib fetch cifar10 2> {log}"
 
 
-rule train:
-    """Train one group: all its seeds stacked, one run file a seed. Resumes from its checkpoint."""
-    input:
-        engine=ENGINE,
-        data=group_data,
-    output:
-        expand(f"{RUNS}/{{{{group}}}}/seed{{seed}}.parquet", seed=PRESET.seeds),
-    log:
-        f"{LOGS}/train/{{group}}.log",
-    conda:
-        "environment.yml"
-    threads: 1
-    resources:
-        gpu=gpus,
-        cpu=1,
-    params:
-        settings=group_settings,
-        preset=PRESET_FILE,
-        runs=runs_folder,
-        device=DEVICE,
-    shell:
-        "python -m eosslib train {params.preset} {wildcards.group} --out {params.runs}"
-        " --device {params.device} --threads {threads} 2> {log}"
+for part, seeds in enumerate(SEED_PARTS):
+
+    rule:
+        """Train the seeds of one part of a group, stacked, one run file a seed. Resumes from its checkpoint."""
+        name:
+            f"train{part or ''}"
+        input:
+            engine=ENGINE,
+            data=group_data,
+        output:
+            expand(f"{RUNS}/{{{{group}}}}/seed{{seed}}.parquet", seed=seeds),
+        log:
+            f"{LOGS}/train/{{group}}{part or ''}.log",
+        conda:
+            "environment.yml"
+        threads: 1
+        resources:
+            gpu=gpus,
+            cpu=1,
+        params:
+            settings=group_settings,
+            preset=PRESET_FILE,
+            seeds=" ".join(map(str, seeds)),
+            runs=runs_folder,
+            device=DEVICE,
+        shell:
+            "python -m eosslib train {params.preset} {wildcards.group} --seeds {params.seeds} --out {params.runs}"
+            " --device {params.device} --threads {threads} 2> {log}"
 
 
 rule notebook:

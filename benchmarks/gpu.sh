@@ -19,7 +19,7 @@ if python3 -c "import pytest" 2> /dev/null; then
 else
   echo "pytest is not installed: the GPU tests did not run" > "$out/gpu_tests.txt"
 fi
-timeout 120 python3 benchmarks/cost.py --device cuda > "$out/cost.txt" 2>&1
+timeout 200 python3 benchmarks/cost.py --model fc-tanh cnn --device cuda > "$out/cost.txt" 2>&1
 python3 -m eosslib train "$preset" "$@" --device cuda --max-seconds "$seconds" --checkpoint-seconds 60
 status=$?
 tar -cf "$out/runs.tar" "data/runs/$preset" 2> /dev/null

@@ -1,7 +1,7 @@
 """The command line: train runs of a preset, list them, fetch data, describe a run file, build the index of the figures.
 
 python -m eosslib train digits                     whole preset, resumable
-python -m eosslib train digits fc-tanh/b0050       one group
+python -m eosslib train digits fc-tanh/b0050       one group; --seeds 0 2 for some of its runs
 python -m eosslib list cifar10                     its groups
 python -m eosslib fetch cifar10                    data/cifar10_5k.npz
 python -m eosslib describe data/runs/digits/fc-tanh/b0050/seed0.parquet
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from eosslib import runs
-from eosslib.config import Group, load_preset
+from eosslib.config import Group, Preset, load_preset
 from eosslib.errors import ConfigError, EosslibError, Interrupted
 
 log = logging.getLogger("eosslib")
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train groups of a preset, one Parquet file a run; skips what is there")
     train.add_argument("preset", help="name of a preset under config/, or a YAML file")
     train.add_argument("groups", nargs="*", metavar="group", help="e.g. fc-tanh/b0050; default: all")
+    train.add_argument("--seeds", type=int, nargs="+", help="which of the preset's seeds (default: all, stacked)")
     train.add_argument("--out", type=Path, help="folder of the run files (default data/runs/<preset>)")
     train.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
     train.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:1, …")
@@ -63,11 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _select(groups: dict[str, Group], names: list[str], preset: str) -> list[Group]:
+def _select(preset: Preset, source: str, names: list[str], seeds: list[int] | None) -> list[Group]:
     for name in names:
-        if name not in groups:
-            raise ConfigError(f"preset {preset} has no group '{name}'; `python -m eosslib list {preset}` names them")
-    return [groups[name] for name in names] or list(groups.values())
+        if name not in preset.groups:
+            raise ConfigError(f"preset {source} has no group '{name}'; `python -m eosslib list {source}` names them")
+    for seed in seeds or ():
+        if seed not in preset.seeds:
+            raise ConfigError(f"--seeds: preset {preset.name} has no seed {seed}; it has {', '.join(map(str, preset.seeds))}")
+    chosen = [preset.groups[name] for name in names] or list(preset.groups.values())
+    return [Group(g.name, tuple(run for run in g.runs if seeds is None or run.seed in seeds)) for g in chosen]
 
 
 def _keep_freed_memory() -> None:
@@ -86,7 +91,7 @@ def _keep_freed_memory() -> None:
 
 def _train(args: argparse.Namespace) -> int:
     preset = load_preset(args.preset)
-    groups = _select(preset.groups, args.groups, args.preset)
+    groups = _select(preset, args.preset, args.groups, args.seeds)
     deadline = time.monotonic() + args.max_seconds if args.max_seconds is not None else None
     _keep_freed_memory()
     import torch  # seconds of imports that errors in the preset need not wait for

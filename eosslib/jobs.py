@@ -38,8 +38,9 @@ class Options:
 
 
 def checkpoint_path(folder: Path, group: Group) -> Path:
-    """Return where the checkpoint of a group lies."""
-    return folder / ".checkpoints" / f"{group.name.replace('/', '__')}.pt"
+    """Return where the checkpoint of a group's runs lies; other seeds of it may be trained beside them."""
+    seeds = "-".join(str(run.seed) for run in group.runs)
+    return folder / ".checkpoints" / f"{group.name.replace('/', '__')}__seeds{seeds}.pt"
 
 
 def train_group(group: Group, options: Options) -> list[Path]:

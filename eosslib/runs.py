@@ -170,15 +170,16 @@ def locate(preset: Preset, entries: tuple[str, ...], folder: str | Path | None =
         preset: The preset.
         entries: Names under ``runs:``.
         folder: The folder to use; None: freshly trained runs in ``data/runs/<preset>`` if all are there, else the committed
-            ones in ``data/reference/<preset>``.
+            ones in ``data/reference/<preset>``, where some may be missing.
 
     Raises:
-        RunFileError: Neither holds all of the runs.
+        RunFileError: Runs are missing.
     """
     candidates = [Path(folder)] if folder else [ROOT / "data" / kind / preset.name for kind in ("runs", "reference")]
     wanted = [(group, config) for group in preset.select(entries) for config in group.runs]
     for candidate in candidates:
-        if all(run_path(candidate, group, config).is_file() for group, config in wanted):
+        there = [run_path(candidate, group, config).is_file() for group, config in wanted]
+        if all(there) or (candidate.parent.name == "reference" and any(there)):
             return candidate
     group, config = next((g, c) for g, c in wanted if not run_path(candidates[0], g, c).is_file())
     missing = run_path(candidates[0], group, config)
@@ -191,16 +192,21 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
     Returns:
         A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``loss_name``, ``batch_size``,
         ``train_size``, ``noise``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``.
-        ``attrs["source"]`` says in a sentence where the runs come from.
+        ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
+        committed ones lack (empty if none).
 
     Raises:
         RunFileError: A run is missing or unreadable.
         ConfigMismatch: A run was trained with other settings than the preset's.
     """
     folder = locate(preset, entries, folder)
-    parts, origins = [], set()
+    committed = folder.parent.name == "reference"
+    parts, origins, lacking = [], set(), []
     for group in preset.select(entries):
         for config in group.runs:
+            if committed and not run_path(folder, group, config).is_file():
+                lacking.append((group, config))
+                continue
             run = load(run_path(folder, group, config), expect=config)
             origins.add((run.provenance["device"].split(",")[0], str(run.provenance["git_commit"])[:7]))
             parts.append(
@@ -223,9 +229,26 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
 
     frame = pd.concat(parts, ignore_index=True)
     devices, commits = (", ".join(sorted(set(names))) for names in zip(*origins, strict=True))
-    kind = "committed" if folder.parent.name == "reference" else "freshly trained"
+    kind = "committed" if committed else "freshly trained"
+    frame.attrs["missing"] = _summary(lacking)
     frame.attrs["source"] = f"{len(parts)} {kind} runs of preset {preset.name}, trained on {devices} by commit {commits}"
+    if lacking:
+        frame.attrs["source"] += f"; of {len(parts) + len(lacking)}, not trained yet: {frame.attrs['missing']}"
     return frame
+
+
+def _summary(lacking: list[tuple[Group, RunConfig]]) -> str:
+    """Name missing runs in few words: entry, batch sizes, and seeds where not all are missing."""
+    by_seeds: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    seeds: dict[str, list[int]] = {}
+    for group, config in lacking:
+        seeds.setdefault(group.name, []).append(config.seed)
+    for name, missing in seeds.items():
+        entry, variant = name.split("/")
+        by_seeds.setdefault((entry, tuple(missing)), []).append(variant)
+    return "; ".join(
+        f"{entry} {', '.join(variants)} (seed {', '.join(map(str, missing))})" for (entry, missing), variants in by_seeds.items()
+    )
 
 
 @cache

@@ -114,6 +114,9 @@ class Trainer:
         if any({**c.to_dict(), "seed": 0} != {**config.to_dict(), "seed": 0} for c in configs):
             raise ValueError("stacked runs may differ only in their seed")
         self.device, self.memory = torch.device(device), memory
+        if self.device.type == "cuda":
+            # PyTorch lets convolutions round to TF32 (10 bits) unless told otherwise; a sharpness is worth more than that.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         dtype = getattr(torch, config.dtype)
         data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
         self.x, self.y, self.x_test, self.y_test = (t.unsqueeze(0) for t in (data.x, data.y, data.x_test, data.y_test))

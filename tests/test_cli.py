@@ -189,3 +189,12 @@ def test_in_a_process_of_its_own_an_error_is_one_line_and_status_one(
     process = start("train", write_preset(settings=TINY | {"lr": "1e-3"}))
     out, err = process.communicate(timeout=60)
     assert "settings.lr" in refused(Finished(process.returncode, out, err))
+
+
+def test_some_seeds_of_a_preset_can_be_trained_alone(eosslib: Command, write_preset: Writer, tmp_path: Path) -> None:
+    path, out = write_preset(), tmp_path / "runs"
+    assert eosslib("train", path, "--out", out, "--seeds", "1").status == 0
+    assert [file.name for file in sorted(out.rglob("*.parquet"))] == ["seed1.parquet"]
+    assert "--seeds: preset mini has no seed 7; it has 0, 1" in refused(eosslib("train", path, "--out", out, "--seeds", "7"))
+    assert eosslib("train", path, "--out", out).status == 0
+    assert [file.name for file in sorted(out.rglob("*.parquet"))] == ["seed0.parquet", "seed1.parquet"]

@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_ignored_with_a_warning(
 def test_a_checkpoint_of_other_settings_is_not_used(
     group: Group, tiny: Settings, tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changed = Group(group.name, (tiny(lr=0.2),))
+    changed = Group(group.name, tuple(tiny(lr=0.2, seed=run.seed) for run in group.runs))
     found = load_all(train_group(changed, Options(tmp_path)))
     assert_identical(found, load_all(train_group(changed, Options(tmp_path / "elsewhere"))))
     assert f"{checkpoint} is of other settings and is not used" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -28,8 +29,8 @@ def constraints() -> dict[str, str]:
 
 
 def declared() -> set[str]:
-    """Names of the dependencies in pyproject.toml, those of the extra ``all`` among them."""
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["all"]]
+    """Names of the dependencies in pyproject.toml, those of the extras among them."""
+    lines = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
     requirements = [Requirement(line) for line in lines]
     assert not any(str(r.specifier) for r in requirements), "versions stand in constraints.txt alone"
     return {canonicalize_name(r.name) for r in requirements}

@@ -130,3 +130,14 @@ def test_a_wrong_config_argument_is_refused_by_name(checkout, argument, message)
 def test_the_snakefile_is_lint_clean(checkout):
     result = snakemake(checkout, "--lint")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_job_trains_as_many_seeds_as_it_is_told(checkout):
+    groups = len(load_preset("smoke").groups)
+    both = planned(snakemake(checkout, "-n", "--forceall", "all"))
+    single = planned(snakemake(checkout, "-n", "--forceall", "all", config=("preset=smoke", "seeds_per_job=1")))
+    assert (both["train"], "train1" in both) == (groups, False)
+    assert (single["train"], single["train1"]) == (groups, groups)
+    refused = snakemake(checkout, "-n", "all", config=("preset=smoke", "seeds_per_job=0"))
+    assert refused.returncode != 0
+    assert "seeds_per_job is 0, not an integer above 0" in refused.stdout + refused.stderr

@@ -200,6 +200,24 @@ def test_a_run_that_is_not_there_is_named_with_the_command_that_trains_it(preset
     assert len(runs.collect(preset, ("one",), tmp_path / "runs")) == 12
 
 
+def test_committed_runs_may_be_incomplete_and_say_so(preset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    committed = tmp_path / "data/reference/mini"
+    fill(preset, committed)
+    assert runs.collect(preset, ("one", "two")).attrs["missing"] == ""
+    (committed / "two/b0008/seed1.parquet").unlink()
+    for seed in (0, 1):
+        (committed / f"one/full/seed{seed}.parquet").unlink()
+    frame = runs.collect(preset, ("one", "two"))
+    assert frame.attrs["missing"] == "one full (seed 0, 1); two b0008 (seed 1)"
+    assert "not trained yet: one full" in frame.attrs["source"]
+    assert not frame.full_batch.any()
+    for path in committed.rglob("*.parquet"):
+        path.unlink()
+    with pytest.raises(RunFileError, match="does not exist"):
+        runs.collect(preset, ("one", "two"))
+
+
 def test_freshly_trained_runs_are_preferred_to_committed_ones_if_all_are_there(
     preset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
