@@ -19,9 +19,9 @@ from eosslib.errors import ConfigError
 # What a training's numbers come from; an edit of any of these files trains again, an edit of a figure's code does not.
 ENGINE = [
     f"eosslib/{module}.py"
-    for module in "curvature datasets dynamics eigen flat layers losses measurements models sampling stepping streams theory training".split()
+    for module in "curvature datasets dynamics eigen flat layers losses measurements models sampling stepping streams training".split()
 ]
-DRAWING = [f"eosslib/{module}.py" for module in "analysis plotting runs theory".split()]
+DRAWING = [f"eosslib/{module}.py" for module in "analysis plotting runs theory toys".split()]
 
 UNKNOWN = set(config) - {"preset", "device", "seeds_per_job"}
 if UNKNOWN:
@@ -96,7 +96,7 @@ def notebook_figures(wildcards, output):
 
 def notebook_run_folder(wildcards, input):
     """The folder of the run files as the notebooks see it."""
-    return seen_from_notebooks(os.path.normpath(os.path.join(input.runs[0], "../../..")))
+    return seen_from_notebooks(RUNS)
 
 
 def failed_notebook(wildcards, output):

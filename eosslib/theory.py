@@ -1,4 +1,9 @@
-"""The papers' formulas, in numpy alone: what the measurements are held against."""
+"""The papers' formulas, in numpy alone: what the measurements are held against.
+
+Symbols: η step size, S sharpness, u its unit eigenvector, α progressive sharpening, β self-stabilization, σ_u² projected noise
+variance, x displacement along u from the constrained trajectory, b batch size, n number of training examples.
+"Gap paper": arXiv:2604.21016; "EoSS paper": arXiv:2412.20553; "self-stabilization paper": arXiv:2209.15594.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 Number = TypeVar("Number", float, np.ndarray)
+
+
+# --- sampling ----------------------------------------------------------------------------------------------------------------
 
 
 def finite_population(n: int, b: Number, sampling: str = "reshuffle") -> Number:
@@ -22,3 +30,137 @@ def finite_population(n: int, b: Number, sampling: str = "reshuffle") -> Number:
     if sampling == "iid" or n == 1:
         return 1.0 / b if sampling == "iid" else 0.0 * b
     return (n - b) / (b * (n - 1))
+
+
+# --- the sharpness gap -------------------------------------------------------------------------------------------------------
+
+
+def threshold(lr: Number) -> Number:
+    """2/η: above this curvature, gradient descent on a quadratic diverges (Cohen et al. 2021, arXiv:2103.00065)."""
+    return 2.0 / lr
+
+
+def predicted_gap(lr: float, alpha: Number, beta: Number, noise_variance: Number) -> Number:
+    """ΔS = ηβσ_u²/(4α), the gap between the plateaus of GD and SGD (gap paper, the closed form)."""
+    return lr * beta * noise_variance / (4.0 * alpha)
+
+
+def gap_of_displacement(lr: float, noise_variance: Number, mean_square: Number) -> Number:
+    """ΔS = ησ_u²/(2E[x²]): stationarity of x² alone, half of the way to the closed form; needs neither α nor β."""
+    return lr * noise_variance / (2.0 * mean_square)
+
+
+def stationary_displacement(alpha: Number, beta: Number) -> Number:
+    """E[x²] = 2α/β: stationarity of the sharpness, for GD and SGD alike (self-stabilization paper, §4)."""
+    return 2.0 * alpha / beta
+
+
+def reduced_dynamics(
+    x: Number, y: Number, *, lr: float, alpha: float, beta: float, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Iterate the two-variable reduction of SGD at the edge: x ← −(1 + ηy)x + ηξ, y ← y + η(α − βx²/2).
+
+    Args:
+        x: Displacement along u; an array for several independent systems.
+        y: S − 2/η.
+        lr: Step size η.
+        alpha: Progressive sharpening α.
+        beta: Self-stabilization β.
+        noise: ξ of every step (T,) or (T, systems); zeros for gradient descent.
+
+    Returns:
+        x and y before every step and after the last: (T + 1,), (T + 1,), or with the systems behind.
+    """
+    xs, ys = (np.empty((len(noise) + 1, *noise.shape[1:])) for _ in range(2))
+    xs[0], ys[0] = x, y
+    for t, xi in enumerate(noise):
+        xs[t + 1] = -(1.0 + lr * ys[t]) * xs[t] + lr * xi
+        ys[t + 1] = ys[t] + lr * (alpha - beta * xs[t] ** 2 / 2.0)
+    return xs, ys
+
+
+# --- a diagonal linear network on two orthogonal classes (EoSS paper, appendix F) ---------------------------------------------
+
+
+def diagonal_curvature(a: Number, b: Number) -> Number:
+    """a² + b²: the non-zero eigenvalue of the Hessian of ½(ab − y)² where ab = y, with eigenvector (b, a)/√(a² + b²)."""
+    return a**2 + b**2
+
+
+def diagonal_full_batch(curvatures: np.ndarray, weights: np.ndarray) -> float:
+    """max_c p_c λ_c: sharpness of the full batch at convergence, for classes of weight p_c (EoSS equation 8)."""
+    return float(np.max(weights * curvatures))
+
+
+def diagonal_minibatch(curvatures: np.ndarray, weights: np.ndarray, b: int = 1) -> float:
+    """E[max_c (k_c/b) λ_c] with k_c of b independent examples in class c: MiniBS at convergence (b = 1: EoSS equation 9).
+
+    Args:
+        curvatures: λ of the two classes (2,).
+        weights: Their probabilities (2,).
+        b: Batch size.
+    """
+    from scipy.stats import binom  # half a second that the training jobs do without
+
+    k = np.arange(b + 1)
+    top = np.maximum(k / b * curvatures[0], (1 - k / b) * curvatures[1])
+    return float((binom.pmf(k, b, weights[0]) * top).sum())
+
+
+def diagonal_end(imbalance: np.ndarray, target: np.ndarray, shrinkage: float | np.ndarray = 1.0) -> np.ndarray:
+    """√((D·q)² + 4y²): the curvature a² + b² at which ab reaches y, from the imbalance D = a² − b² at the start.
+
+    A step of size h on ½(ab − y)² turns a² − b² into (a² − b²)(1 − h²r²), r = ab − y; that is exact. So gradient flow keeps D
+    (q = 1), and any sequence of steps ends with q = Π(1 − h²r²).
+
+    Args:
+        imbalance: D.
+        target: y.
+        shrinkage: q.
+    """
+    return np.sqrt((imbalance * shrinkage) ** 2 + 4.0 * target**2)
+
+
+# --- the largest eigenvalue of an average of matrices (EoSS paper, §4 and appendix B) ----------------------------------------
+
+
+def bernstein_bound(b: Number, variance: float, radius: float, dimension: int) -> Number:
+    """√(2 v log d / b) + R log d / (3b) ≥ E λ_max(mean of b independent matrices − their expectation).
+
+    EoSS proposition 4.2, with the constants of Tropp 2015 (arXiv:1501.01571), theorem 6.6.1: the first term falls like 1/√b,
+    the second like 1/b.
+
+    Args:
+        b: Number of matrices averaged.
+        variance: v = ‖E(X − EX)²‖.
+        radius: R ≥ λ_max(X − EX), for every X.
+        dimension: d.
+    """
+    log = np.log(dimension)
+    return np.sqrt(2.0 * variance * log / b) + radius * log / (3.0 * b)
+
+
+def bernstein_crossover(variance: float, radius: float, dimension: int) -> float:
+    """The b at which both terms of the bound are equal, R² log d / (18 v): 1/b below it, 1/√b above."""
+    return radius**2 * np.log(dimension) / (18.0 * variance)
+
+
+def marchenko_pastur_edge(b: Number, dimension: int) -> Number:
+    """(1 + √(d/b))²: λ_max of the mean of b outer products of standard normal vectors in d dimensions, for large d.
+
+    Minus 1, that of their expectation, it falls like d/b for b ≪ d and like 2√(d/b) for b ≫ d (Marchenko and Pastur 1967).
+    """
+    return (1.0 + np.sqrt(dimension / b)) ** 2
+
+
+def perturbed_gap(b: Number, spectrum: np.ndarray, variances: np.ndarray) -> Number:
+    """(1/b) Σ_j Var(u₁ᵀX u_j)/(λ₁ − λ_j): the gap where the top eigenvalue stands apart from the rest, for large b.
+
+    Second-order perturbation theory (Kato 1966, §II.2): the first order vanishes on average, which is why the rate is 1/b.
+
+    Args:
+        b: Number of matrices averaged.
+        spectrum: Eigenvalues of EX, λ₁ first (d,).
+        variances: Var(u₁ᵀX u_j), the first of which is not used (d,).
+    """
+    return float(np.sum(variances[1:] / (spectrum[0] - spectrum[1:]))) / b

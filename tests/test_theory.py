@@ -7,7 +7,18 @@ import itertools
 import numpy as np
 import pytest
 
-from eosslib.theory import finite_population
+from eosslib.theory import (
+    bernstein_bound,
+    bernstein_crossover,
+    finite_population,
+    gap_of_displacement,
+    marchenko_pastur_edge,
+    perturbed_gap,
+    predicted_gap,
+    reduced_dynamics,
+    stationary_displacement,
+)
+from eosslib.toys import averaged_top
 
 
 @pytest.mark.parametrize("b", [1, 2, 4, 5])
@@ -22,3 +33,70 @@ def test_the_finite_population_factor_is_the_variance_of_a_mean_over_all_batches
 def test_the_factor_takes_arrays_and_a_single_example() -> None:
     np.testing.assert_allclose(finite_population(100, np.array([1, 50, 100])), [1.0, 1 / 99, 0.0])
     assert (finite_population(1, 1), finite_population(1, 1, "iid")) == (0.0, 1.0)
+
+
+# --- the sharpness gap -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0])
+def test_the_closed_form_is_the_gap_of_the_reduced_dynamics(sigma: float) -> None:
+    """x ← −(1+ηy)x + ηξ, y ← y + η(α − βx²/2), simulated 16 times: E[x²] is 2α/β, and the gap is the closed form within 5 %.
+
+    The closure E[x²y] = E[x²]E[y] asks for a gap above √(2α), the frequency with which x² and y exchange energy over η.
+    """
+    lr, alpha, beta, steps = 0.1, 1e-4, 1e-3, 60_000
+    predicted = predicted_gap(lr, alpha, beta, sigma**2)
+    assert predicted == pytest.approx(gap_of_displacement(lr, sigma**2, stationary_displacement(alpha, beta)))
+    assert predicted > 4 * (2 * alpha) ** 0.5
+    noise = sigma * np.random.default_rng(0).standard_normal((steps, 16))
+    xs, ys = reduced_dynamics(np.full(16, 0.4), np.full(16, -predicted), lr=lr, alpha=alpha, beta=beta, noise=noise)
+    squares, gaps = (xs[steps // 4 :] ** 2).mean(0), -ys[steps // 4 :].mean(0)
+    assert squares.mean() == pytest.approx(stationary_displacement(alpha, beta), rel=0.02)
+    assert abs(gaps.mean() - predicted) < 4 * gaps.std(ddof=1) / 4 + 0.05 * predicted
+
+
+def test_without_noise_the_reduced_dynamics_cycles_around_the_threshold() -> None:
+    """Self-stabilization: small cycles take 2π/(η√(2α)) = 4,443 steps, larger ones longer; x² is 2α/β on average."""
+    lr, alpha, beta = 0.1, 1e-4, 1e-3
+    xs, ys = reduced_dynamics(0.1, 0.0, lr=lr, alpha=alpha, beta=beta, noise=np.zeros(50_000))
+    assert 16 <= (np.diff(np.sign(ys)) != 0).sum() <= 23
+    assert (xs**2).mean() == pytest.approx(stationary_displacement(alpha, beta), rel=0.05)
+    assert abs(ys.mean()) < 0.1 * (2 * alpha) ** 0.5
+
+
+# --- averages of matrices ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("b", [4, 64])
+def test_bernstein_bounds_the_mean_excess_of_an_average(b: int) -> None:
+    """Signed diagonal matrices ε e_j e_jᵀ·d with j uniform: X² = d² e_j e_jᵀ, so v = d, R = d, EX = 0."""
+    d, rng = 8, np.random.default_rng(1)
+    tops = []
+    for _ in range(400):
+        diagonal = np.bincount(rng.integers(d, size=b), weights=rng.choice([-1.0, 1.0], size=b) * d, minlength=d) / b
+        tops.append(diagonal.max())
+    assert np.mean(tops) < bernstein_bound(b, variance=d, radius=d, dimension=d)
+    assert bernstein_bound(1e8, d, d, d) * 1e4 == pytest.approx((2 * d * np.log(d)) ** 0.5, rel=1e-3)
+
+
+def test_both_terms_of_the_bound_are_equal_at_the_crossover() -> None:
+    b = bernstein_crossover(variance=2.0, radius=30.0, dimension=50)
+    root = np.sqrt(2 * 2.0 * np.log(50) / b)
+    assert bernstein_bound(b, 2.0, 30.0, 50) == pytest.approx(2 * root)
+
+
+@pytest.mark.parametrize("b", [50, 200, 800])
+def test_the_edge_of_marchenko_and_pastur_is_the_top_of_an_average_of_outer_products(b: int) -> None:
+    d, rng = 200, np.random.default_rng(2)
+    tops = [averaged_top(rng.standard_normal((b, d))) for _ in range(10)]
+    assert np.mean(tops) == pytest.approx(marchenko_pastur_edge(b, d), rel=0.03)
+
+
+def test_second_order_perturbation_is_the_gap_of_a_top_eigenvalue_that_stands_apart() -> None:
+    """X = Λ^½ z zᵀ Λ^½ with z standard normal: Var(u₁ᵀX u_j) = λ₁λ_j."""
+    spectrum, b, rng = np.array([10.0, 2.0, 1.0, 0.5]), 2_000, np.random.default_rng(3)
+    excess = np.array([averaged_top(rng.standard_normal((b, 4)) * np.sqrt(spectrum)) - 10.0 for _ in range(4_000)])
+    predicted = perturbed_gap(b, spectrum, spectrum[0] * spectrum)
+    # The first order, z₁² − 1 averaged, is taken off: it has mean zero and would drown the second.
+    assert abs(excess.mean() - predicted) < 4 * excess.std(ddof=1) / len(excess) ** 0.5
+    assert predicted > 0
