@@ -121,6 +121,20 @@ def diagonal_end(imbalance: np.ndarray, target: np.ndarray, shrinkage: float | n
     return np.sqrt((imbalance * shrinkage) ** 2 + 4.0 * target**2)
 
 
+def diagonal_alignment(residuals: np.ndarray, curvatures: np.ndarray, weights: np.ndarray) -> float:
+    """|cos| between the full-batch gradient Σ p_c r_c √λ_c v_c and the top eigenvector v_c of the largest p_c λ_c.
+
+    That of a single example with its own top eigenvector is 1: every gradient is a multiple of its v_c (EoSS appendix F).
+
+    Args:
+        residuals: r_c = a_c b_c − y_c, small (2,).
+        curvatures: λ_c (2,).
+        weights: p_c (2,).
+    """
+    parts = np.abs(weights * residuals) * np.sqrt(curvatures)
+    return float(parts[np.argmax(weights * curvatures)] / np.linalg.norm(parts))
+
+
 # --- the largest eigenvalue of an average of matrices (EoSS paper, §4 and appendix B) ----------------------------------------
 
 

@@ -45,7 +45,9 @@ class TestNotebook:
             f'name = "{path.stem}"' in cell.source for cell in code_cells(path)
         )
         for preset in PRESET_FOLDER.glob("*.yaml"):
-            assert path.stem in load_preset(preset.stem).notebooks
+            notebooks = load_preset(preset.stem).notebooks
+            # Toys and formulas are the same for every preset: they are drawn once, with the default one.
+            assert path.stem in notebooks or (preset.stem != "digits" and not load_preset("digits").notebooks[path.stem])
 
 
 def test_every_notebook_of_a_preset_exists():

@@ -144,3 +144,29 @@ def test_the_top_of_an_average_comes_from_either_gram_matrix(b: int, d: int) -> 
     vectors = np.random.default_rng(0).standard_normal((b, d))
     mean = sum(np.outer(v, v) for v in vectors) / b
     assert toys.averaged_top(vectors) == pytest.approx(np.linalg.eigvalsh(mean)[-1], rel=1e-12)
+
+
+def test_outer_products_have_the_moments_they_state() -> None:
+    ensemble = toys.OuterProducts(np.array([4.0, 2.0, 1.0]))
+    v = ensemble.vectors(np.random.default_rng(0), 200_000)
+    matrices = v[:, :, None] * v[:, None, :]
+    deviations = matrices - np.diag(ensemble.spectrum)
+    np.testing.assert_allclose(matrices.mean(0), np.diag(ensemble.spectrum), atol=0.03)
+    assert np.linalg.eigvalsh((deviations @ deviations).mean(0))[-1] == pytest.approx(ensemble.variance, rel=0.02)
+    np.testing.assert_allclose(matrices[:, 0, 1:].var(0), ensemble.top_variances[1:], rtol=0.03)
+    assert np.linalg.eigvalsh(deviations[:5_000])[:, -1].max() < ensemble.radius
+    mean, error = ensemble.excess(np.random.default_rng(1), 16, 400)
+    assert 0 < mean < theory.bernstein_bound(16, ensemble.variance, ensemble.radius, 3)
+    assert error < 0.2 * mean
+
+
+@pytest.mark.parametrize("theta", [converged() + 1e-7 * np.array([1.0, -2.0, 0.5, 3.0])])
+def test_gradients_align_with_top_eigenvectors_as_the_closed_form_says(theta: np.ndarray) -> None:
+    curvatures = theory.diagonal_curvature(theta[0::2], theta[1::2])
+    for c in (0, 1):
+        u, g = np.linalg.eigh(NETWORK.class_hessian(theta, c))[1][:, -1], NETWORK.class_gradient(theta, c)
+        assert abs(u @ g) / np.linalg.norm(g) == pytest.approx(1, abs=1e-6)
+    u, g = np.linalg.eigh(NETWORK.hessian(theta))[1][:, -1], NETWORK.gradient(theta)
+    predicted = theory.diagonal_alignment(NETWORK.residuals(theta), curvatures, NETWORK.weights)
+    assert abs(u @ g) / np.linalg.norm(g) == pytest.approx(predicted, abs=1e-6)
+    assert predicted < 0.99
