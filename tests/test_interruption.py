@@ -18,7 +18,7 @@ Writer = Callable[..., Path]
 Command = Callable[..., Finished]
 Start = Callable[..., subprocess.Popen[str]]
 GROUP = "only/b0008-along_u"
-CHECKPOINT = Path(".checkpoints/only__b0008-along_u.pt")
+CHECKPOINT = Path(".checkpoints/only__b0008-along_u__seeds0-1.pt")
 SAMPLED = {"sample_every": 4, "batch_sharpness_draws": 3, "minibs_draws": 2}
 
 
