@@ -133,6 +133,11 @@ class Linearization:
         return zip(reversed(self._network.layers[first:]), reversed(self._kept[first:]), strict=True)
 
     @property
+    def right(self) -> torch.Tensor:
+        """Whether the largest output is that of the largest target (R, B)."""
+        return self.outputs.argmax(-1) == self._y.argmax(-1)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that are kept besides the inputs and the parameters."""
         tensors = [t for k in self._kept[self._network.first :] for t in (k.y, k.extra, k.g, k.x) if t is not None]

@@ -27,9 +27,9 @@ def finite_population(n: int, b: Number, sampling: str = "reshuffle") -> Number:
         b: Batch size, or an array of them.
         sampling: ``reshuffle`` or ``iid``.
     """
-    if sampling == "iid" or n == 1:
-        return 1.0 / b if sampling == "iid" else 0.0 * b
-    return (n - b) / (b * (n - 1))
+    if sampling == "iid":
+        return 1.0 / b
+    return (n - b) / (b * max(n - 1, 1))
 
 
 # --- the sharpness gap -------------------------------------------------------------------------------------------------------
