@@ -56,6 +56,11 @@ class RunConfig:
     batch_sharpness_draws: int = 0
     minibs_draws: int = 0
     sample_precision: float = 0.0
+    window: int = 0
+    window_every: int = 0
+    window_from: int = 0
+    window_k: int = 1
+    newton_steps: int = 2
 
     def __post_init__(self) -> None:
         """Check the values, also of a configuration built in Python.
@@ -75,6 +80,9 @@ class RunConfig:
             raise ConfigError(f"batch_size {self.batch_size} is above the {self.train_size} training examples")
         if self.sample_every % self.measure_every:
             raise ConfigError(f"sample_every {self.sample_every} is not a multiple of measure_every {self.measure_every}")
+        if self.window and (self.window_every < self.window or self.window_every % self.measure_every):
+            wanted = f"a multiple of measure_every {self.measure_every}, at least window {self.window}"
+            raise ConfigError(f"window_every {self.window_every} is not {wanted}")
 
     @property
     def threshold(self) -> float:
@@ -85,6 +93,13 @@ class RunConfig:
     def full_batch(self) -> bool:
         """Whether this is full-batch gradient descent without noise."""
         return self.batch_size == self.train_size and self.noise == "sgd" and self.sampling == "reshuffle"
+
+    def in_window(self, step: int) -> bool:
+        """Whether the iterate before this step belongs to a window; every window ends with a measurement."""
+        if not self.window:
+            return False
+        end = (step // self.window_every + 1) * self.window_every
+        return self.window_from <= end - self.window <= step and end <= self.steps
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from eosslib import datasets, dynamics, losses, measurements, models
+from eosslib import datasets, dynamics, losses, measurements, models, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
 from eosslib.eigen import Eigenpairs, top_eigenpairs
@@ -133,9 +133,11 @@ class Trainer:
         start = torch.stack(starts).to(self.device)
         self.state = State(-1, [c.seed for c in configs], theta, start, {c.seed: [] for c in configs})
         self.tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
-        if self.tracked > theta.shape[1]:
-            raise ConfigError(f"eig_k {config.eig_k} is above the {theta.shape[1]} parameters of the network")
+        for key in ("eig_k", "window_k"):
+            if getattr(config, key) > theta.shape[1]:
+                raise ConfigError(f"{key} {getattr(config, key)} is above the {theta.shape[1]} parameters of the network")
         self._stepper: Stepper | None = None
+        self._window: windows.Window | None = None  # the one that is being averaged
         self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, memory)
         self.factor = finite_population(data.n, config.batch_size, config.sampling)
 
@@ -143,8 +145,8 @@ class Trainer:
         """Train to the end, from wherever ``state`` is.
 
         Args:
-            at_measurement: Called after every measurement with the state, which is whole and consistent then. It may raise
-                to stop the training.
+            at_measurement: Called after every measurement that is not inside a window, with the state, which is whole and
+                consistent then. It may raise to stop the training.
 
         Returns:
             The final state; ``state.rows[seed]`` holds a run's trajectory.
@@ -163,20 +165,32 @@ class Trainer:
 
     def _notify(self, began: float, at_measurement: Callable[[State], None] | None) -> None:
         self.state.seconds = time.perf_counter() - began
-        if at_measurement is not None:
+        if at_measurement is not None and self._window is None:
             at_measurement(self.state)
 
     def advance(self, stop: int) -> None:
         """Make the steps up to ``stop``."""
         state, vectors = self.state, self.state.vectors
         stepper = self._stepper_of(state)
-        every = self.config.refresh_every if self.config.noise in dynamics.USES_U else self.config.measure_every
+        uses_u = self.config.noise in dynamics.USES_U
+        every = self.config.refresh_every if uses_u else self.config.measure_every
         while state.step < stop:
-            until = min(stop, (state.step // every + 1) * every)
+            if self.config.in_window(state.step):
+                self._window = self._window or windows.Window(state.theta, self.config.window)
+                self._window.add(state.theta)
+            until = min(stop, (state.step // every + 1) * every, self._next_window(state.step))
             stepper.advance(state.step, until, vectors[:, 0])
             state.step = until
-            if until < stop and self.config.noise in dynamics.USES_U:
+            if until < stop and uses_u and until % every == 0:
                 vectors = self.refresh(vectors)
+
+    def _next_window(self, step: int) -> int:
+        """Return the first step after this one whose iterate may belong to a window."""
+        config = self.config
+        if not config.window or config.in_window(step):
+            return step + 1 if config.window else config.steps
+        to_begin = (-config.window - step) % config.window_every
+        return step + (to_begin or config.window_every)
 
     def _stepper_of(self, state: State) -> Stepper:
         """Return the stepper that holds these parameters; a new one where the stack has changed."""
@@ -216,6 +230,8 @@ class Trainer:
                     state.rows[state.seeds[i]][-1] |= {key: column[place] for key, column in values.items()}
                     alive[i] = math.isfinite(values["sharpness"][place])
                 vectors.append(pairs.vectors[[alive[i] for i in healthy]])
+        if self._window_ends:
+            self._window = None
         self._drop(alive)
         state.vectors = torch.cat(vectors)
 
@@ -235,6 +251,7 @@ class Trainer:
             "noise_variance": variance,
             **check,
             **self._sampled(members),
+            **self._windowed(members, pairs, hessian),
         }
         return pairs, {key: column.tolist() for key, column in columns.items()}
 
@@ -249,6 +266,8 @@ class Trainer:
                 state.diverged_at[seed] = state.step
                 log.warning("seed %d diverged before step %d; it is stopped, what was measured is kept", seed, state.step)
         if not all(alive):
+            if self._window is not None:
+                self._window.keep([i for i, ok in enumerate(alive) if ok])
             state.keep(alive)
 
     def _sharpness(self, members: list[int], hessian: Hessian) -> tuple[Eigenpairs, dict[str, torch.Tensor]]:
@@ -318,3 +337,28 @@ class Trainer:
             values |= {"minibatch_sharpness": estimate.value, "minibatch_sharpness_se": estimate.standard_error}
             values["minibatch_sharpness_draws"] = estimate.draws
         return values
+
+    @property
+    def _window_ends(self) -> bool:
+        return self._window is not None and self.state.step % self.config.window_every == 0
+
+    def _windowed(self, members: list[int], pairs: Eigenpairs, hessian: Hessian) -> dict[str, torch.Tensor]:
+        """Measure α, β and E[x²] over the window that ends at this step, and α at the raw iterate to compare."""
+        if self._window is None or not self._window_ends:
+            return {}
+        config, state = self.config, self.state
+        u = pairs.vectors[:, 0]
+        keys = [("window", state.seeds[i], state.step) for i in members]
+        extra = torch.stack([torch.randn(hessian.size, generator=generator(*key), dtype=u.dtype) for key in keys]).to(u.device)
+        parts = (self.objective, self._window, members, self.x, self.y, torch.stack([u, extra], dim=1))
+        found = windows.measure(
+            *parts,
+            batch_size=config.batch_size,
+            k=config.window_k,
+            newton_steps=config.newton_steps,
+            sampling=config.sampling,
+            tol=config.eig_tol,
+            memory=self.memory,
+        )
+        raw, _ = windows.alpha_beta(self.objective, state.theta[members], hessian.gradient(), u, self.x, self.y, self.memory)
+        return {"raw_alpha": raw, **found.columns()}
