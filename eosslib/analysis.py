@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "noise", "full_batch", "seed", "threshold"]
+from eosslib import theory
+
+RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "noise", "sampling", "full_batch", "seed", "threshold"]
 PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (science of the sharpness-gap paper)
 
 
@@ -54,6 +56,59 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
     merged["gap"] = merged.gd_sharpness - merged.sharpness
     merged["relative_gap"] = merged.gap / merged.threshold
     return merged
+
+
+def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
+    """Predict every run's gap from α, β, σ_u² and E[x²] of its own plateau, with no fitted constant, and measure it.
+
+    Averages over the plateau's windows come first, quotients after.
+
+    Args:
+        frame: Trajectories of runs with windows, those of gradient descent among them.
+
+    Returns:
+        A row a run: its settings, ``gap`` (0 for gradient descent itself), ``alpha``, ``beta`` and their standard errors over
+        windows ``_se``, ``raw_alpha``, ``displacement`` E[x²], ``expected_displacement`` 2α/β, ``windows``; and predictions of
+        the gap, each with one assumption less than the one before: ``closed_form`` ηβσ_u²/(4α); ``finite``, where the gap need
+        not be small against 2/η (``theory.gap_beyond_small``); ``reshuffled``, where the noise is taken at the frequency of the
+        oscillation (``theory.edge_noise_factor``); ``top_j``, where the top j directions together hold the sharpness down
+        (``windows.measure``). ``from_displacement`` is ησ_u²/(2E[x²]) with E[x²] measured, finite and reshuffled.
+        ``balance_j`` is the part of 2α that the top j directions carry: 1 if all of it.
+    """
+    table = plateaus(frame)
+    table = table.merge(gaps(table)[[*RUN_KEYS, "gap"]], on=RUN_KEYS, how="left")
+    table.loc[table.full_batch, "gap"] = 0.0
+    seen = frame[(frame.step > (1 - PLATEAU) * frame.steps) & frame.window_alpha.notna() & ~frame.diverged]
+    columns = [c for c in map(str, seen) if c.startswith("window_")] + ["raw_alpha"]
+    grouped = seen.groupby(RUN_KEYS)
+    mean = grouped[columns].mean()
+    for name in ("alpha", "beta"):
+        mean[f"{name}_se"] = grouped[f"window_{name}"].sem()
+    table = table.merge(mean.assign(windows=grouped.size()).reset_index(), on=RUN_KEYS, how="left")
+    renamed = {"window_alpha": "alpha", "window_beta": "beta", "window_displacement_1": "displacement"}
+    return _predictions(table.rename(columns=renamed))
+
+
+def _predictions(table: pd.DataFrame) -> pd.DataFrame:
+    """Add what the averages over the windows predict."""
+    lr, noise, alpha, beta, x2 = (table[c].to_numpy(float) for c in ("lr", "noise_variance", "alpha", "beta", "displacement"))
+    edge = noise * theory.edge_noise_factor(table.train_size.to_numpy(), table.batch_size.to_numpy(), table.sampling.to_numpy())
+    closed_form = theory.predicted_gap(lr, alpha, beta, noise)
+    new = {
+        "expected_displacement": theory.stationary_displacement(alpha, beta),
+        "closed_form": closed_form,
+        "finite": theory.gap_beyond_small(lr, closed_form),
+        "reshuffled": theory.gap_beyond_small(lr, theory.predicted_gap(lr, alpha, beta, edge)),
+        "from_displacement": theory.gap_beyond_small(lr, theory.gap_of_displacement(lr, edge, x2)),
+    }
+    drive, top = 2.0 * table.window_alpha_top.to_numpy(float), table.window_coupling_1.to_numpy(float)
+    for j in range(1, 1 + sum(str(column).startswith("window_pull_") for column in table)):
+        pull = table[f"window_pull_{j}"].to_numpy(float)
+        left = (drive - (pull - top * x2)) / top  # E[x²] that the force balance leaves to the first direction
+        left = np.where(left > 0, left, np.nan)
+        new[f"top_{j}"] = theory.gap_beyond_small(lr, theory.gap_of_displacement(lr, edge, left))
+        new[f"balance_{j}"] = pull / drive
+    return table.assign(**new)
 
 
 def over_seeds(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:

@@ -61,6 +61,7 @@ class RunConfig:
     window_from: int = 0
     window_k: int = 1
     newton_steps: int = 2
+    coupled_steps: int = 0
 
     def __post_init__(self) -> None:
         """Check the values, also of a configuration built in Python.
@@ -83,6 +84,11 @@ class RunConfig:
         if self.window and (self.window_every < self.window or self.window_every % self.measure_every):
             wanted = f"a multiple of measure_every {self.measure_every}, at least window {self.window}"
             raise ConfigError(f"window_every {self.window_every} is not {wanted}")
+
+        if self.coupled_steps and (self.steps - self.coupled_steps) % self.measure_every:
+            raise ConfigError(f"steps − coupled_steps is not a multiple of measure_every {self.measure_every}")
+        if self.coupled_steps > self.steps or (self.coupled_steps and self.noise != "sgd"):
+            raise ConfigError(f"coupled_steps {self.coupled_steps}: at most steps {self.steps}, and only with noise sgd")
 
     @property
     def threshold(self) -> float:

@@ -197,6 +197,14 @@ def plain_ticks(ax: Axes, sizes: Sequence[int]) -> None:
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
+def diagonal(ax: Axes) -> None:
+    """Draw y = x behind what is shown, on axes that show the same range both ways."""
+    ends = np.array([ax.get_xlim(), ax.get_ylim()])
+    low, high = ends.min(), ends.max()
+    ax.plot([low, high], [low, high], color="0.4", lw=0.8, zorder=0)
+    ax.set(xlim=(low, high), ylim=(low, high))
+
+
 def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope: float = -1.0) -> None:
     """Draw a dotted line of a given slope through a point of a log–log plot."""
     xs = np.array([min(x), max(x)], dtype=float)

@@ -191,7 +191,7 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
 
     Returns:
         A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``loss_name``, ``batch_size``,
-        ``train_size``, ``noise``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``.
+        ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``.
         ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
         committed ones lack (empty if none).
 
@@ -217,6 +217,7 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                     batch_size=config.batch_size,
                     train_size=config.train_size,
                     noise=config.noise,
+                    sampling=config.sampling,
                     seed=config.seed,
                     lr=config.lr,
                     threshold=config.threshold,

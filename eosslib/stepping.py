@@ -68,7 +68,7 @@ class Stepper:
         if self._u is not None:
             self._u.copy_(u)
         self._step.fill_(start)
-        indices = self._draw(start, stop)
+        indices = self.draw(start, stop) if self._uses_batch else None
         if self.theta.device.type != "cuda":
             self._make(stop - start, indices)
             return
@@ -76,10 +76,8 @@ class Stepper:
             count = min(MAX_GRAPH, stop - start - first)
             self._replay(count, None if indices is None else indices[first : first + count])
 
-    def _draw(self, start: int, stop: int) -> torch.Tensor | None:
+    def draw(self, start: int, stop: int) -> torch.Tensor:
         """Draw the batches of the steps, on the device: (T, R, b)."""
-        if not self._uses_batch:
-            return None
         c, device = self.config, self.theta.device
         return torch.stack([batches(c.train_size, c.batch_size, c.sampling, s, start, stop, device) for s in self.seeds], dim=1)
 

@@ -32,6 +32,31 @@ def finite_population(n: int, b: Number, sampling: str = "reshuffle") -> Number:
     return (n - b) / (b * max(n - 1, 1))
 
 
+def edge_noise_factor(n: int | np.ndarray, b: int | np.ndarray, sampling: str | np.ndarray = "reshuffle") -> np.ndarray:
+    """How much more noise drives the oscillation at the edge than Var(uᵀg_B) says, where batches come from reshuffling.
+
+    The batches of an epoch add up to a fixed sum: two of them have covariance −s²/(n−1). The oscillation x ← −x + ηξ adds them
+    with alternating signs, so what counts is the spectral density of ξ at period two, E(Σ_t (−1)^t ξ_t)²/m over the m = ⌊n/b⌋
+    batches of an epoch. That is σ_u² times 1 + b/(n−b)·(1 − [m odd]/m), which for even m takes back the factor (n−b)/(n−1) of
+    drawing without replacement: what is left is s²/b, as for independent examples. Holds where the oscillation outlives an epoch.
+
+    Args:
+        n: Number of training examples.
+        b: Batch size.
+        sampling: ``reshuffle`` or ``iid``.
+
+    Returns:
+        The factor, of the arguments' common shape.
+
+    Example:
+        >>> float(edge_noise_factor(1000, 500)), float(edge_noise_factor(1000, 1000))
+        (2.0, 1.0)
+    """
+    batches = np.asarray(n) // b
+    alternating = np.where(batches % 2, 1.0 - 1.0 / batches, 1.0)
+    return np.where(np.asarray(sampling) == "iid", 1.0, 1.0 + b / np.maximum(n - np.asarray(b), 1) * alternating)
+
+
 # --- the sharpness gap -------------------------------------------------------------------------------------------------------
 
 
@@ -40,12 +65,12 @@ def threshold(lr: Number) -> Number:
     return 2.0 / lr
 
 
-def predicted_gap(lr: float, alpha: Number, beta: Number, noise_variance: Number) -> Number:
+def predicted_gap(lr: Number, alpha: Number, beta: Number, noise_variance: Number) -> Number:
     """ΔS = ηβσ_u²/(4α), the gap between the plateaus of GD and SGD (gap paper, the closed form)."""
     return lr * beta * noise_variance / (4.0 * alpha)
 
 
-def gap_of_displacement(lr: float, noise_variance: Number, mean_square: Number) -> Number:
+def gap_of_displacement(lr: Number, noise_variance: Number, mean_square: Number) -> Number:
     """ΔS = ησ_u²/(2E[x²]): stationarity of x² alone, half of the way to the closed form; needs neither α nor β."""
     return lr * noise_variance / (2.0 * mean_square)
 
@@ -53,6 +78,27 @@ def gap_of_displacement(lr: float, noise_variance: Number, mean_square: Number) 
 def stationary_displacement(alpha: Number, beta: Number) -> Number:
     """E[x²] = 2α/β: stationarity of the sharpness, for GD and SGD alike (self-stabilization paper, §4)."""
     return 2.0 * alpha / beta
+
+
+def gap_beyond_small(lr: float | np.ndarray, small_gap: float | np.ndarray) -> np.ndarray:
+    """Solve ΔS(1 − ηΔS/2) = ΔS₀ for ΔS, where ΔS₀ is the closed form, which holds for small ηΔS.
+
+    On a quadratic of curvature λ = 2/η − ΔS, x ← (1 − ηλ)x + ηξ has E[x²] = ησ²/(λ(2 − ηλ)) exactly, which is
+    ησ²/(2ΔS(1 − ηΔS/2)). NaN where no curvature below 2/η has so small a variance (ΔS₀ > 1/(2η)).
+
+    Args:
+        lr: Step size η.
+        small_gap: ΔS₀.
+
+    Returns:
+        ΔS, of the arguments' common shape.
+
+    Example:
+        >>> float(gap_beyond_small(0.1, 3.75).round(12))  # 5 (1 − 0.1·5/2) = 3.75
+        5.0
+    """
+    with np.errstate(invalid="ignore"):
+        return (1.0 - np.sqrt(1.0 - 2.0 * lr * np.asarray(small_gap, dtype=float))) / lr
 
 
 def reduced_dynamics(

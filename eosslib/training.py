@@ -10,18 +10,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from eosslib import datasets, dynamics, losses, measurements, models, windows
+from eosslib import datasets, dynamics, losses, measurements, models, predicted, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
-from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError, DeviceError
 from eosslib.flat import Objective, StackedNetwork
+from eosslib.observing import Moment, Observer
 from eosslib.stepping import Stepper
 from eosslib.streams import generator
 from eosslib.theory import finite_population
@@ -119,7 +118,7 @@ class Trainer:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         dtype = getattr(torch, config.dtype)
         data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
-        self.x, self.y, self.x_test, self.y_test = (t.unsqueeze(0) for t in (data.x, data.y, data.x_test, data.y_test))
+        self.x, self.y = data.x.unsqueeze(0), data.y.unsqueeze(0)
         kinds = {"width": config.width, "depth": config.depth}
         networks = [
             models.initialised(config.model, data.shape, data.y.shape[1], seed=c.seed, scale=config.init_scale, **kinds)
@@ -132,7 +131,8 @@ class Trainer:
         starts = [torch.randn(1, theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
         start = torch.stack(starts).to(self.device)
         self.state = State(-1, [c.seed for c in configs], theta, start, {c.seed: [] for c in configs})
-        self.tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
+        tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
+        self.observer = Observer(config, self.objective, data, tracked, memory)
         for key in ("eig_k", "window_k"):
             if getattr(config, key) > theta.shape[1]:
                 raise ConfigError(f"{key} {getattr(config, key)} is above the {theta.shape[1]} parameters of the network")
@@ -157,8 +157,10 @@ class Trainer:
             self.measure()
             self._notify(began, at_measurement)
         while self.state.step < self.config.steps and self.state.seeds:
-            stop = min(self.state.step + self.config.measure_every, self.config.steps)
-            self.advance(stop)
+            if self.state.step == self.config.steps - self.config.coupled_steps:
+                self.couple()
+            else:
+                self.advance(min(self.state.step + self.config.measure_every, self.config.steps))
             self.measure()
             self._notify(began, at_measurement)
         return self.state
@@ -183,6 +185,23 @@ class Trainer:
             state.step = until
             if until < stop and uses_u and until % every == 0:
                 vectors = self.refresh(vectors)
+
+    def couple(self) -> None:
+        """Make the last steps one by one beside the predicted dynamics, and append a row a step."""
+        state, config = self.state, self.config
+        batches: Iterable[torch.Tensor | None] = [None] * config.coupled_steps
+        if not config.full_batch:
+            batches = self._stepper_of(state).draw(state.step, config.steps).unbind()
+        start = (self.objective, self.x, self.y, state.theta, state.vectors[:, 0], config.lr)
+        for coupled in predicted.couple(*start, batches):
+            columns = {name: column.tolist() for name, column in vars(coupled).items()}
+            for place, seed in enumerate(state.seeds):
+                row = {name: column[place] for name, column in columns.items()}
+                if state.rows[seed][-1]["step"] == state.step:
+                    state.rows[seed][-1] |= row
+                else:
+                    state.rows[seed].append({"step": state.step, **row})
+            self.advance(state.step + 1)
 
     def _next_window(self, step: int) -> int:
         """Return the first step after this one whose iterate may belong to a window."""
@@ -216,44 +235,32 @@ class Trainer:
     def measure(self) -> None:
         """Append a row to every run's trajectory, and take diverged runs out of the stack."""
         state = self.state
-        alive, vectors = [False] * len(state.seeds), [state.theta.new_empty(0, self.tracked, state.theta.shape[1])]
+        window = self._window if state.step % max(self.config.window_every, 1) == 0 else None
+        alive, vectors = [False] * len(state.seeds), [state.theta.new_empty(0, self.observer.tracked, state.theta.shape[1])]
         for rows in measurements.solved_together(state.theta):
             block = list(range(len(state.seeds)))[rows]
             # One pass over the data serves loss, accuracy, sharpness and noise variance.
-            hessian = self._hessian(block)
-            for i, loss, accuracy in zip(block, hessian.loss.tolist(), hessian.accuracy.tolist(), strict=True):
+            moment = self._moment(block)
+            for i, loss, accuracy in zip(block, moment.hessian.loss.tolist(), moment.hessian.accuracy.tolist(), strict=True):
                 state.rows[state.seeds[i]].append({"step": state.step, "loss": loss, "accuracy": accuracy})
             healthy = [i for i in block if self._healthy(state.seeds[i])]
             if healthy:
-                pairs, values = self._measure_healthy(healthy, hessian if healthy == block else self._hessian(healthy))
+                moment = moment if healthy == block else self._moment(healthy)
+                pairs, columns = self.observer.observe(moment, window, healthy)
+                values = {key: column.tolist() for key, column in columns.items()}
                 for place, i in enumerate(healthy):
                     state.rows[state.seeds[i]][-1] |= {key: column[place] for key, column in values.items()}
                     alive[i] = math.isfinite(values["sharpness"][place])
                 vectors.append(pairs.vectors[[alive[i] for i in healthy]])
-        if self._window_ends:
+        if window is not None:
             self._window = None
         self._drop(alive)
         state.vectors = torch.cat(vectors)
 
-    def _hessian(self, members: list[int]) -> Hessian:
-        return Hessian(self.objective, self.state.theta[members], self.x, self.y, self.memory)
-
-    def _measure_healthy(self, members: list[int], hessian: Hessian) -> tuple[Eigenpairs, dict[str, list[float]]]:
-        """Measure everything but loss and accuracy for these members of the stack."""
-        config, theta = self.config, self.state.theta[members]
-        pairs, check = self._sharpness(members, hessian)
-        variance = measurements.variance_of_batch_means(hessian.slopes(pairs.vectors[:, 0]), config.batch_size, config.sampling)
-        columns = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, config.eig_k)} | {
-            "test_accuracy": measurements.loss_and_accuracy(self.objective, theta, self.x_test, self.y_test)[1],
-            "sharpness": pairs.values[:, 0],
-            "sharpness_residual": pairs.residuals[:, : config.eig_k].amax(1),
-            "sharpness_products": pairs.products,
-            "noise_variance": variance,
-            **check,
-            **self._sampled(members),
-            **self._windowed(members, pairs, hessian),
-        }
-        return pairs, {key: column.tolist() for key, column in columns.items()}
+    def _moment(self, members: list[int]) -> Moment:
+        state = self.state
+        hessian = Hessian(self.objective, state.theta[members], self.x, self.y, self.memory)
+        return Moment(state.step, [state.seeds[i] for i in members], state.theta[members], state.vectors[members], hessian)
 
     def _healthy(self, seed: int) -> bool:
         rows = self.state.rows[seed]
@@ -269,96 +276,3 @@ class Trainer:
             if self._window is not None:
                 self._window.keep([i for i, ok in enumerate(alive) if ok])
             state.keep(alive)
-
-    def _sharpness(self, members: list[int], hessian: Hessian) -> tuple[Eigenpairs, dict[str, torch.Tensor]]:
-        """Solve for the top eigenpairs, from the last ones; where samples are due, from a random vector as well.
-
-        A solve that starts from the old vectors could stay with them after another eigenvalue has overtaken theirs. So the
-        larger of the two is taken, and the second is recorded: it says how far the first was off.
-        """
-        config, state = self.config, self.state
-        options: dict[str, Any] = {"k": self.tracked, "tol": config.eig_tol}
-        pairs, check = top_eigenpairs(hessian, state.vectors[members], **options), {}
-        if self._samples_due:
-            keys = [("eigen check", state.seeds[i], state.step) for i in members]
-            starts = [torch.randn(1, hessian.size, generator=generator(*key), dtype=state.theta.dtype) for key in keys]
-            second = top_eigenpairs(hessian, torch.stack(starts).to(self.device), **options)
-            missed = second.values[:, 0] > pairs.values[:, 0] * (1 + config.eig_tol)
-            if bool(missed.any()):
-                by = float((second.values[:, 0] / pairs.values[:, 0] - 1).amax())
-                log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue, by %.1e of it", state.step, by)
-            pairs, check = Eigenpairs.where(missed, second, pairs), {"sharpness_check": second.values[:, 0]}
-        if not bool(pairs.converged.all()):
-            log.warning("step %d: eigen-residual %.1e above %.1e", state.step, pairs.residuals.max(), config.eig_tol)
-        return pairs, check
-
-    @property
-    def _samples_due(self) -> bool:
-        return bool(self.config.sample_every) and self.state.step % self.config.sample_every == 0
-
-    def _sampled(self, members: list[int]) -> dict[str, torch.Tensor]:
-        """Measure what is estimated from drawn mini-batches, where it is due at this step."""
-        config, state = self.config, self.state
-        if not self._samples_due:
-            return {}
-
-        def keys(name: str) -> list[tuple[str | int, ...]]:
-            return [(name, state.seeds[i], state.step) for i in members]
-
-        precision = config.sample_precision or math.inf
-        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling, "precision": precision}
-        values: dict[str, torch.Tensor] = {}
-        if config.batch_sharpness_draws:
-            both = measurements.batch_sharpness(
-                self.objective,
-                state.theta[members],
-                self.x,
-                self.y,
-                draws=config.batch_sharpness_draws,
-                keys=keys("batch sharpness"),
-                **options,
-            )
-            for name, estimate in (
-                ("batch_sharpness", both.ratio_of_means),
-                ("batch_sharpness_mean_of_ratios", both.mean_of_ratios),
-            ):
-                values |= {name: estimate.value, f"{name}_se": estimate.standard_error}
-            values["batch_sharpness_draws"] = both.ratio_of_means.draws
-        if config.minibs_draws:
-            estimate = measurements.minibatch_sharpness(
-                self.objective,
-                state.theta[members],
-                self.x,
-                self.y,
-                draws=config.minibs_draws,
-                keys=keys("minibatch sharpness"),
-                **options,
-            )
-            values |= {"minibatch_sharpness": estimate.value, "minibatch_sharpness_se": estimate.standard_error}
-            values["minibatch_sharpness_draws"] = estimate.draws
-        return values
-
-    @property
-    def _window_ends(self) -> bool:
-        return self._window is not None and self.state.step % self.config.window_every == 0
-
-    def _windowed(self, members: list[int], pairs: Eigenpairs, hessian: Hessian) -> dict[str, torch.Tensor]:
-        """Measure α, β and E[x²] over the window that ends at this step, and α at the raw iterate to compare."""
-        if self._window is None or not self._window_ends:
-            return {}
-        config, state = self.config, self.state
-        u = pairs.vectors[:, 0]
-        keys = [("window", state.seeds[i], state.step) for i in members]
-        extra = torch.stack([torch.randn(hessian.size, generator=generator(*key), dtype=u.dtype) for key in keys]).to(u.device)
-        parts = (self.objective, self._window, members, self.x, self.y, torch.stack([u, extra], dim=1))
-        found = windows.measure(
-            *parts,
-            batch_size=config.batch_size,
-            k=config.window_k,
-            newton_steps=config.newton_steps,
-            sampling=config.sampling,
-            tol=config.eig_tol,
-            memory=self.memory,
-        )
-        raw, _ = windows.alpha_beta(self.objective, state.theta[members], hessian.gradient(), u, self.x, self.y, self.memory)
-        return {"raw_alpha": raw, **found.columns()}

@@ -100,3 +100,41 @@ def test_second_order_perturbation_is_the_gap_of_a_top_eigenvalue_that_stands_ap
     # The first order, z₁² − 1 averaged, is taken off: it has mean zero and would drown the second.
     assert abs(excess.mean() - predicted) < 4 * excess.std(ddof=1) / len(excess) ** 0.5
     assert predicted > 0
+
+
+# --- beyond the closed form --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "b"), [(12, 6), (12, 4), (12, 3), (20, 2), (13, 3)])
+def test_the_edge_noise_factor_is_that_of_an_oscillation_fed_with_reshuffled_batches(n: int, b: int) -> None:
+    rng, chains, decay = np.random.default_rng(0), 20_000, 0.99
+    values = rng.standard_normal(n)
+    values -= values.mean()
+    x = np.zeros(chains)
+    for _ in range(400 * b // n):  # 400 steps, after which 3e-4 of the start is left in the variance
+        order = rng.permuted(np.tile(values, (chains, 1)), axis=1)
+        for t in range(n // b):
+            x = -decay * x + order[:, t * b : (t + 1) * b].mean(1)
+    variance = values.var() * theory.finite_population(n, b) / (1 - decay**2)
+    # The standard error of a variance is 1 % of it; 1 − decay times an epoch's length is what the limit leaves out.
+    expected = float(theory.edge_noise_factor(n, b)) * variance
+    assert x.var() == pytest.approx(expected, rel=0.04 + (1 - decay) * (n // b))
+
+
+def test_independent_examples_have_no_edge_noise_factor() -> None:
+    assert theory.edge_noise_factor(10, 5, "iid") == 1
+
+
+def test_gaps_that_are_not_small_are_those_of_a_quadratic_with_noise() -> None:
+    lr, sigma, gap = 0.1, 0.3, 8.0
+    curvature = 2 / lr - gap
+    rng = np.random.default_rng(1)
+    x, squares = np.zeros(20_000), []
+    for t in range(60):
+        x = x - lr * (curvature * x + sigma * rng.standard_normal(len(x)))
+        if t >= 40:
+            squares.append((x**2).mean())
+    small = theory.gap_of_displacement(lr, sigma**2, float(np.mean(squares)))
+    assert float(theory.gap_beyond_small(lr, small)) == pytest.approx(gap, rel=0.02)
+    assert small < 0.7 * gap
+    assert np.isnan(theory.gap_beyond_small(lr, 0.51 / lr))

@@ -175,7 +175,10 @@ def test_a_row_holds_what_the_measurements_say_of_the_parameters_at_that_step(ti
     assert row["noise_variance"] == pytest.approx(noise.item(), rel=1e-6)
     loss, accuracy = measurements.loss_and_accuracy(*args)
     assert (row["loss"], row["accuracy"]) == pytest.approx((loss.item(), accuracy.item()), rel=1e-12)
-    assert row["test_accuracy"] == measurements.loss_and_accuracy(*args[:2], trainer.x_test, trainer.y_test)[1].item()
+    assert (
+        row["test_accuracy"]
+        == measurements.loss_and_accuracy(*args[:2], trainer.observer.x_test, trainer.observer.y_test)[1].item()
+    )
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 16])
@@ -252,7 +255,7 @@ def test_a_run_that_starts_beyond_all_numbers_diverges_at_the_first_measurement(
 def test_everything_is_computed_in_the_precision_asked_for(dtype: str, tiny: Settings) -> None:
     trainer = trainer_of(tiny(dtype=dtype))
     state = trainer.run()
-    for tensor in (trainer.x, trainer.y, trainer.x_test, state.theta, state.vectors):
+    for tensor in (trainer.x, trainer.y, trainer.observer.x_test, state.theta, state.vectors):
         assert tensor.dtype == getattr(torch, dtype)
 
 

@@ -1,0 +1,153 @@
+"""What one measurement of a training records: which estimators, at which steps, into which columns of the run file."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eosslib import measurements, windows
+from eosslib.config import RunConfig
+from eosslib.curvature import DEFAULT_MEMORY, Hessian
+from eosslib.datasets import Dataset
+from eosslib.eigen import Eigenpairs, top_eigenpairs
+from eosslib.flat import Objective
+from eosslib.streams import generator
+
+log = logging.getLogger(__name__)
+
+Columns = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Members of a stack at one step."""
+
+    step: int
+    seeds: Sequence[int]
+    theta: torch.Tensor  # (R, P)
+    vectors: torch.Tensor  # (R, k, P) top eigenvectors of the last measurement
+    hessian: Hessian  # at theta
+
+    def keys(self, name: str) -> list[tuple[str | int, ...]]:
+        """Name a random stream for each member."""
+        return [(name, seed, self.step) for seed in self.seeds]
+
+    def random(self, name: str) -> torch.Tensor:
+        """Draw a vector for each member (R, 1, P), on the CPU, the same on every device."""
+        drawn = [torch.randn(1, self.hessian.size, generator=generator(*key), dtype=self.theta.dtype) for key in self.keys(name)]
+        return torch.stack(drawn).to(self.theta.device)
+
+
+class Observer:
+    """Measures moments of a training as its configuration asks."""
+
+    def __init__(self, config: RunConfig, objective: Objective, data: Dataset, tracked: int, memory: int = DEFAULT_MEMORY) -> None:
+        """Take hold of the training's data.
+
+        Args:
+            config: What to measure, and when.
+            objective: Network and loss.
+            data: Training and test examples.
+            tracked: Number of eigenpairs to solve for.
+            memory: Bytes of kept passes.
+        """
+        self.config, self.objective, self.tracked, self.memory = config, objective, tracked, memory
+        self.x, self.y, self.x_test, self.y_test = (t.unsqueeze(0) for t in (data.x, data.y, data.x_test, data.y_test))
+
+    def observe(self, moment: Moment, window: windows.Window | None, rows: list[int]) -> tuple[Eigenpairs, Columns]:
+        """Measure everything but loss and accuracy.
+
+        Args:
+            moment: The members to measure.
+            window: The window that ends at this step, if one does.
+            rows: Their places in the window's stack.
+
+        Returns:
+            The top eigenpairs, and the columns of the run file, each (R,).
+        """
+        config, hessian = self.config, moment.hessian
+        pairs, check = self._sharpness(moment)
+        variance = measurements.variance_of_batch_means(hessian.slopes(pairs.vectors[:, 0]), config.batch_size, config.sampling)
+        columns = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, config.eig_k)} | {
+            "test_accuracy": measurements.loss_and_accuracy(self.objective, moment.theta, self.x_test, self.y_test)[1],
+            "sharpness": pairs.values[:, 0],
+            "sharpness_residual": pairs.residuals[:, : config.eig_k].amax(1),
+            "sharpness_products": pairs.products,
+            "noise_variance": variance,
+            **check,
+        }
+        if self._samples_due(moment):
+            columns |= self._sampled(moment)
+        if window is not None:
+            columns |= self._windowed(moment, pairs.vectors[:, 0], window, rows)
+        return pairs, columns
+
+    def _samples_due(self, moment: Moment) -> bool:
+        return bool(self.config.sample_every) and moment.step % self.config.sample_every == 0
+
+    def _sharpness(self, moment: Moment) -> tuple[Eigenpairs, Columns]:
+        """Solve for the top eigenpairs, from the last ones; where samples are due, from a random vector as well.
+
+        A solve that starts from the old vectors could stay with them after another eigenvalue has overtaken theirs. So the
+        larger of the two is taken, and the second is recorded: it says how far the first was off.
+        """
+        step, tol = moment.step, self.config.eig_tol
+        pairs, check = top_eigenpairs(moment.hessian, moment.vectors, k=self.tracked, tol=tol), {}
+        if self._samples_due(moment):
+            second = top_eigenpairs(moment.hessian, moment.random("eigen check"), k=self.tracked, tol=tol)
+            missed = second.values[:, 0] > pairs.values[:, 0] * (1 + tol)
+            if bool(missed.any()):
+                by = float((second.values[:, 0] / pairs.values[:, 0] - 1).amax())
+                log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue, by %.1e of it", step, by)
+            pairs, check = Eigenpairs.where(missed, second, pairs), {"sharpness_check": second.values[:, 0]}
+        if not bool(pairs.converged.all()):
+            log.warning("step %d: eigen-residual %.1e above %.1e", step, pairs.residuals.max(), tol)
+        return pairs, check
+
+    def _sampled(self, moment: Moment) -> Columns:
+        """Measure what is estimated from drawn mini-batches."""
+        config = self.config
+        precision = config.sample_precision or math.inf
+        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling, "precision": precision}
+        where = (self.objective, moment.theta, self.x, self.y)
+        values: Columns = {}
+        if config.batch_sharpness_draws:
+            keys, draws = moment.keys("batch sharpness"), config.batch_sharpness_draws
+            both = measurements.batch_sharpness(*where, draws=draws, keys=keys, **options)
+            for name, estimate in (
+                ("batch_sharpness", both.ratio_of_means),
+                ("batch_sharpness_mean_of_ratios", both.mean_of_ratios),
+            ):
+                values |= {name: estimate.value, f"{name}_se": estimate.standard_error}
+            values["batch_sharpness_draws"] = both.ratio_of_means.draws
+        if config.minibs_draws:
+            keys, draws = moment.keys("minibatch sharpness"), config.minibs_draws
+            estimate = measurements.minibatch_sharpness(*where, draws=draws, keys=keys, **options)
+            values |= {"minibatch_sharpness": estimate.value, "minibatch_sharpness_se": estimate.standard_error}
+            values["minibatch_sharpness_draws"] = estimate.draws
+        return values
+
+    def _windowed(self, moment: Moment, u: torch.Tensor, window: windows.Window, rows: list[int]) -> Columns:
+        """Measure α, β and E[x²] over the window that ends at this step, and α at the raw iterate to compare."""
+        config = self.config
+        found = windows.measure(
+            self.objective,
+            window,
+            rows,
+            self.x,
+            self.y,
+            torch.cat([u.unsqueeze(1), moment.random("window")], dim=1),
+            batch_size=config.batch_size,
+            k=config.window_k,
+            newton_steps=config.newton_steps,
+            sampling=config.sampling,
+            tol=config.eig_tol,
+            memory=self.memory,
+        )
+        raw, _ = windows.alpha_beta(self.objective, moment.theta, moment.hessian.gradient(), u, self.x, self.y, self.memory)
+        return {"raw_alpha": raw, **found.columns()}

@@ -1,0 +1,176 @@
+"""The predicted dynamics of the self-stabilization paper, with mini-batch noise, beside the trajectory it predicts.
+
+The *constrained trajectory* θ† is gradient descent projected on the points with S ≤ 2/η and no gradient along u. The *predicted
+dynamics* is a recursion for the displacement v ≈ θ − θ† that knows the network only through θ†: its Hessian H, its top
+eigenvector u, and ∇S^⊥ there. With x = u·v and y = S(θ†) − 2/η + ∇S^⊥·v,
+
+    v ← v − η [∇L(θ†) + H P v + x (2/η + y) u + ½ x² ∇S^⊥ + ξ] − (θ†₊ − θ†),      P = I − uuᵀ,
+
+which is Damian, Nichani, Lee 2023 (arXiv:2209.15594), definition 5, written before the gradient's part along ∇S^⊥ is replaced
+by that of the projection, plus the noise ξ = g_B(θ†) − ∇L(θ†) of the mini-batch the real SGD takes (sharpness-gap paper, §3).
+Along u it reads x ← −(1 + ηy)x − ηuᵀξ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from eosslib.curvature import DEFAULT_MEMORY, Hessian, third_derivative
+from eosslib.eigen import top_eigenpairs
+from eosslib.flat import Objective
+
+TOL = 1e-4  # relative residual of the eigenpairs of the constrained trajectory; of the real one's 1e-3, for S to 1e-6
+PROJECTIONS = 3  # Newton steps that bring the first iterate to the constrained trajectory
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum(1, keepdim=True)
+
+
+class Constrained:
+    """A point of the constrained trajectory of each of R networks, with all that the predicted dynamics asks of it.
+
+    Attributes:
+        theta: The point (R, P).
+        sharpness: S (R, 1), at most 2/η up to second order in the last correction.
+        u: Unit top eigenvectors (R, P); their sign is kept from point to point.
+        gradient: ∇L (R, P), without its part along u.
+        ascent: ∇S^⊥ (R, P).
+        hessian: H as an operator.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        theta: torch.Tensor,
+        u: torch.Tensor,
+        lr: float,
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
+        """Project a point on the constraint, by one Newton step each along u and along ∇S^⊥, and describe where it is.
+
+        What is described was measured before the correction, which is of second order along the trajectory.
+
+        Args:
+            objective: Network and loss.
+            x: Inputs (1, n, *shape).
+            y: Targets (1, n, K).
+            theta: Points near the constrained trajectory (R, P).
+            u: Top eigenvectors nearby (R, P).
+            lr: η.
+            memory: Bytes of kept passes.
+        """
+        self.objective, self.x, self.y, self.lr, self._memory = objective, x, y, lr, memory
+        self.hessian = Hessian(objective, theta, x, y, memory)
+        pairs = top_eigenpairs(self.hessian, u.unsqueeze(1), tol=TOL)
+        self.u = pairs.vectors[:, 0] * torch.sign(_dot(pairs.vectors[:, 0], u))
+        gradient, curvature = self.hessian.gradient(), pairs.values
+        ascent = third_derivative(objective, theta, self.u, self.u, x, y, memory)
+        self.ascent = ascent - _dot(ascent, self.u) * self.u
+        along, above = _dot(gradient, self.u), (curvature - 2.0 / lr).clamp_min(0.0)
+        self.gradient = gradient - along * self.u
+        self.sharpness = curvature - above
+        self.theta = theta - along / curvature * self.u - above / self.beta * self.ascent
+
+    @property
+    def alpha(self) -> torch.Tensor:
+        """−∇L·∇S^⊥ (R, 1)."""
+        return -_dot(self.gradient, self.ascent)
+
+    @property
+    def beta(self) -> torch.Tensor:
+        """‖∇S^⊥‖² (R, 1)."""
+        return _dot(self.ascent, self.ascent)
+
+    def noise(self, indices: torch.Tensor | None) -> torch.Tensor:
+        """Return ξ = g_B − ∇L here, for each network's mini-batch (R, b); zero where there is none: (R, P)."""
+        if indices is None:
+            return torch.zeros_like(self.theta)
+        network = self.objective.network
+        gradient = self.objective.batch_gradient(network.views(self.theta), self.x[0, indices], self.y[0, indices])
+        return network.flatten(gradient) - self.gradient
+
+    def following(self) -> Constrained:
+        """Return the point one projected step of gradient descent further."""
+        moved = self.theta - self.lr * self.gradient
+        return Constrained(self.objective, self.x, self.y, moved, self.u, self.lr, self._memory)
+
+    def predict(self, v: torch.Tensor, noise: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        """Make one step of the predicted dynamics (R, P) → (R, P); ``moved`` is θ†₊ − θ†."""
+        x = _dot(v, self.u)
+        force = self.gradient + self.hessian(v - x * self.u) + x * (2.0 / self.lr + self.excess(v)) * self.u
+        return v - self.lr * (force + x**2 / 2.0 * self.ascent + noise) - moved
+
+    def excess(self, v: torch.Tensor) -> torch.Tensor:
+        """Y = S(θ†) − 2/η + ∇S^⊥·v (R, 1), the predicted excess of the sharpness over the threshold at θ† + v."""
+        return self.sharpness - 2.0 / self.lr + _dot(self.ascent, v)
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Real and predicted trajectory at one step, of R networks: each (R,)."""
+
+    x: torch.Tensor  # u·(θ − θ†)
+    x_predicted: torch.Tensor  # u·v
+    y: torch.Tensor  # S(θ) − 2/η
+    y_predicted: torch.Tensor
+    y_constrained: torch.Tensor  # S(θ†) − 2/η
+    distance: torch.Tensor  # ‖θ − θ†‖
+    distance_predicted: torch.Tensor  # ‖v‖
+    coupling_error: torch.Tensor  # ‖θ − θ† − v‖
+    alpha: torch.Tensor  # at θ†
+    beta: torch.Tensor
+
+
+def couple(
+    objective: Objective,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    theta: torch.Tensor,
+    u: torch.Tensor,
+    lr: float,
+    batches: Iterable[torch.Tensor | None],
+) -> Iterator[Coupled]:
+    """Follow a training and its prediction, yielding both before every step; ``theta`` is stepped by the caller in between.
+
+    The constrained trajectory starts from the projection of the first iterate, the prediction from the same displacement.
+    Costs about 25 gradients a step.
+
+    Args:
+        objective: Network and loss.
+        x: Inputs (1, n, *shape).
+        y: Targets (1, n, K).
+        theta: Parameters of the real training (R, P), changed in place by the caller after each yield.
+        u: Top eigenvectors there (R, P).
+        lr: η.
+        batches: Indices (R, b) of every step's mini-batch, or None for the full batch.
+    """
+    point = Constrained(objective, x, y, theta.clone(), u, lr)
+    for _ in range(PROJECTIONS):
+        point = Constrained(objective, x, y, point.theta, point.u, lr)
+    v = theta - point.theta
+    for indices in batches:
+        pairs = top_eigenpairs(Hessian(point.objective, theta, point.x, point.y), u.unsqueeze(1))
+        u, apart = pairs.vectors[:, 0], theta - point.theta
+        threshold = 2.0 / point.lr
+        columns = (
+            _dot(apart, point.u),
+            _dot(v, point.u),
+            pairs.values - threshold,
+            point.excess(v),
+            point.sharpness - threshold,
+            apart.norm(dim=1, keepdim=True),
+            v.norm(dim=1, keepdim=True),
+            (apart - v).norm(dim=1, keepdim=True),
+            point.alpha,
+            point.beta,
+        )
+        yield Coupled(*(column[:, 0].clone() for column in columns))
+        following = point.following()
+        v = point.predict(v, point.noise(indices), following.theta - point.theta)
+        point = following
