@@ -21,6 +21,7 @@ def trajectory(batch_size: int, seed: int, values: np.ndarray, *, full: bool = F
         train_size=1000,
         batch_size=batch_size,
         noise="sgd",
+        sampling="reshuffle",
         seed=seed,
         steps=steps[-1],
         full_batch=full,
@@ -139,3 +140,53 @@ def test_a_claim_that_does_not_hold_stops_the_notebook_unless_the_preset_is_exem
     with pytest.raises(AssertionError, match="does not hold: one is more than two"):
         analysis.check(claims)
     assert analysis.check(claims, enforce=False) == ["holds: two is more than one", "does not hold: one is more than two"]
+
+
+# --- the closed form ---------------------------------------------------------------------------------------------------------
+
+ALPHA, BETA, LR, NOISE = 0.02, 1000.0, 0.1, 1e-4  # 2α/β = 4e-5, ΔS = ηβσ²/(4α) = 0.125
+
+
+def windowed(batch_size: int, displacement: float, others: float, *, full: bool = False) -> pd.DataFrame:
+    """A run whose windows measured α, β, E[x₁²], and what a second direction carries of 2α."""
+    frame = trajectory(batch_size, 0, np.full(41, 20.0 if full else 19.0), full=full).assign(noise_variance=0.0 if full else NOISE)
+    wobble = np.array([0.5, 1.5] * 5)  # windows differ, and average to these values
+    for name, value in {
+        "window_alpha": ALPHA,
+        "window_beta": BETA,
+        "window_alpha_top": ALPHA,
+        "window_coupling_1": BETA,
+        "window_displacement_1": displacement,
+        "window_pull_1": BETA * displacement,
+        "window_pull_2": BETA * displacement + others,
+        "raw_alpha": 0.0,
+    }.items():
+        frame[name] = np.nan
+        frame.loc[frame.index[-10:], name] = value * wobble
+        frame.loc[frame.index[:5], name] = 1e9  # before the plateau: must not be seen
+    return frame
+
+
+def test_the_closed_form_comes_from_the_plateaus_averages():
+    frame = pd.concat([windowed(1000, 4e-5, 0.0, full=True), windowed(100, 4e-5, 0.0)], ignore_index=True)
+    table = analysis.closed_form(frame).set_index("batch_size")
+    sgd = table.loc[100]
+    assert sgd.gap == pytest.approx(1.0)
+    assert sgd.closed_form == pytest.approx(0.125)
+    assert sgd.expected_displacement == pytest.approx(4e-5)
+    assert sgd.finite * (1 - LR * sgd.finite / 2) == pytest.approx(0.125)
+    edge = 0.125 * (1 + 100 / 900)  # ten batches an epoch
+    for column in ("reshuffled", "from_displacement", "top_1", "top_2"):
+        assert sgd[column] * (1 - LR * sgd[column] / 2) == pytest.approx(edge), column
+    assert sgd.alpha_se == pytest.approx(ALPHA * np.std([0.5, 1.5] * 5, ddof=1) / 10**0.5)
+    assert table.loc[1000].gap == 0
+    assert table.loc[1000].closed_form == 0
+
+
+def test_what_other_directions_carry_is_taken_from_the_first():
+    frame = pd.concat([windowed(1000, 4e-5, 0.0, full=True), windowed(500, 2e-5, 0.02)], ignore_index=True)
+    sgd = analysis.closed_form(frame).set_index("batch_size").loc[500]
+    assert (sgd.balance_1, sgd.balance_2) == pytest.approx((0.5, 1.0))
+    edge = 2 * 0.125  # two batches an epoch
+    assert sgd.top_1 * (1 - LR * sgd.top_1 / 2) == pytest.approx(edge)  # E[x²] = 2α/β
+    assert sgd.top_2 * (1 - LR * sgd.top_2 / 2) == pytest.approx(2 * edge)  # half of it

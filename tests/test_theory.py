@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from eosslib import theory
 from eosslib.theory import (
     bernstein_bound,
     bernstein_crossover,
