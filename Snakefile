@@ -19,9 +19,12 @@ from eosslib.errors import ConfigError
 # What a training's numbers come from; an edit of any of these files trains again, an edit of a figure's code does not.
 ENGINE = [
     f"eosslib/{module}.py"
-    for module in "curvature datasets dynamics eigen flat layers losses measurements models sampling stepping streams training".split()
+    for module in (
+        "curvature datasets dynamics eigen flat layers losses measurements models observing predicted sampling stepping streams"
+        " training windows"
+    ).split()
 ]
-DRAWING = [f"eosslib/{module}.py" for module in "analysis plotting runs theory toys".split()]
+DRAWING = [f"eosslib/{module}.py" for module in "analysis pictures plotting runs theory toys".split()]
 
 UNKNOWN = set(config) - {"preset", "device", "seeds_per_job"}
 if UNKNOWN:

@@ -197,12 +197,57 @@ def plain_ticks(ax: Axes, sizes: Sequence[int]) -> None:
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
+def predictions(ax: Axes, gap: pd.DataFrame, closed_form: pd.DataFrame, corrected: pd.DataFrame) -> None:
+    """Draw predicted against measured gaps on log axes, the closed form with open marks and with its corrections filled.
+
+    Args:
+        ax: Where to draw.
+        gap: Measured: ``entry``, ``model``, ``batch_size``, ``mean``, ``se`` as ``analysis.over_seeds`` gives them.
+        closed_form: Predicted, in the same order.
+        corrected: Predicted with all corrections, in the same order.
+    """
+    for _, measured in gap.groupby("entry", sort=False):
+        model = measured.model.iloc[0]
+        for table, name, fill in ((closed_form, "closed form", "white"), (corrected, "corrected", None)):
+            predicted = table.loc[measured.index]
+            good = (measured["mean"] > 0) & (predicted["mean"] > 0)
+            x, y = measured[good], predicted[good]
+            errors: dict[str, Any] = {"xerr": np.minimum(x.se, 0.9 * x["mean"]), "yerr": np.minimum(y.se, 0.9 * y["mean"])}
+            style: dict[str, Any] = {"color": MODEL_COLORS[model], "fmt": MODEL_MARKERS[model], "ms": 4, "lw": 0.8, "mfc": fill}
+            ax.errorbar(x["mean"], y["mean"], label=f"{MODEL_LABELS[model]}, {name}", **errors, **style)
+    ax.set(xscale="log", yscale="log", xlabel="measured gap ΔS", ylabel="predicted gap")
+    diagonal(ax)
+
+
+def displacements(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw E[x²] against 2α/β on log axes, a point a batch size, gradient descent with a black edge.
+
+    Args:
+        ax: Where to draw.
+        table: As ``analysis.closed_form`` gives it.
+    """
+    by = ["model", "batch_size", "full_batch"]
+    means = table.groupby(by, sort=False)[["displacement", "expected_displacement"]].mean().reset_index()
+    for model, part in means.groupby("model", sort=False):
+        edges = ["black" if full else "none" for full in part.full_batch]
+        style: dict[str, Any] = {
+            "color": MODEL_COLORS[str(model)],
+            "marker": MODEL_MARKERS[str(model)],
+            "label": MODEL_LABELS[str(model)],
+        }
+        ax.scatter(part.expected_displacement, part.displacement, s=18, edgecolors=edges, **style)
+    ax.set(xscale="log", yscale="log", xlabel="2α/β", ylabel="E[x²]")
+    diagonal(ax)
+
+
 def diagonal(ax: Axes) -> None:
     """Draw y = x behind what is shown, on axes that show the same range both ways."""
     ends = np.array([ax.get_xlim(), ax.get_ylim()])
     low, high = ends.min(), ends.max()
     ax.plot([low, high], [low, high], color="0.4", lw=0.8, zorder=0)
     ax.set(xlim=(low, high), ylim=(low, high))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
 def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope: float = -1.0) -> None:

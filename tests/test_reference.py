@@ -17,13 +17,34 @@ def shown_groups(preset: config.Preset) -> list[config.Group]:
     return preset.select([entry for entries in preset.notebooks.values() for entry in entries])
 
 
+def committed(name: str) -> list[tuple[config.Group, config.RunConfig]]:
+    """Groups and settings of the committed runs of a preset."""
+    every = [(group, run) for group in shown_groups(config.load_preset(name)) for run in group.runs]
+    return [(group, run) for group, run in every if runs.run_path(REFERENCE / name, group, run).is_file()]
+
+
+def test_the_default_preset_is_whole():
+    assert len(committed("digits")) == sum(len(group.runs) for group in shown_groups(config.load_preset("digits")))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 class TestReference:
-    def test_holds_every_run_of_the_preset_with_just_its_settings(self, name):
-        preset = config.load_preset(name)
-        for group in shown_groups(preset):
-            for run in group.runs:
-                runs.load(runs.run_path(REFERENCE / name, group, run), expect=run)
+    def test_holds_runs_of_the_preset_with_just_its_settings(self, name):
+        assert committed(name)
+        for group, run in committed(name):
+            runs.load(runs.run_path(REFERENCE / name, group, run), expect=run)
+
+    def test_says_which_runs_of_the_preset_are_missing(self, name):
+        preset, there = config.load_preset(name), {group.name for group, _ in committed(name)}
+        for entries in preset.notebooks.values():
+            groups = preset.select(entries)
+            if any(group.name in there for group in groups):
+                frame = runs.collect(preset, entries, REFERENCE / name)
+                lacking = [group for group in groups if group.name not in there]
+                assert all(group.name.split("/")[1] in frame.attrs["missing"] for group in lacking)
+                assert bool(frame.attrs["missing"]) == (
+                    len(frame.groupby(["entry", "batch_size", "noise", "seed"])) < sum(len(g.runs) for g in groups)
+                )
 
     def test_holds_nothing_else(self, name):
         preset = config.load_preset(name)
@@ -31,15 +52,17 @@ class TestReference:
         assert {path for path in (REFERENCE / name).rglob("*") if path.is_file()} == wanted
 
     def test_every_run_is_whole_and_says_where_it_comes_from(self, name):
-        preset = config.load_preset(name)
-        for group in shown_groups(preset):
-            for wanted in group.runs:
-                run = runs.load(runs.run_path(REFERENCE / name, group, wanted))
-                assert run.frame.step.tolist() == [*range(0, wanted.steps, wanted.measure_every), wanted.steps]
-                assert run.provenance["git_commit"]
-                assert "+changes" not in run.provenance["git_commit"]
-                assert run.diverged_at is None
-                assert run.frame.sharpness_residual.max() <= wanted.eig_tol
+        for group, wanted in committed(name):
+            run = runs.load(runs.run_path(REFERENCE / name, group, wanted))
+            measured, coupled = run.frame[run.frame.sharpness.notna()], wanted.steps - wanted.coupled_steps
+            expected = [*range(0, coupled, wanted.measure_every), *([coupled] if wanted.coupled_steps else []), wanted.steps]
+            assert measured.step.tolist() == expected
+            assert run.provenance["git_commit"]
+            assert "+changes" not in run.provenance["git_commit"]
+            assert run.diverged_at is None
+            assert measured.sharpness_residual.max() <= wanted.eig_tol
+            if wanted.coupled_steps:
+                assert run.frame[run.frame.coupling_error.notna()].step.tolist() == list(range(coupled, wanted.steps))
 
     def test_the_committed_figures_show_these_runs(self, name):
         preset = config.load_preset(name)
@@ -51,12 +74,13 @@ class TestReference:
         fit = analysis.fit_power_law(means.batch_size, means["mean"])
         assert stated["slope of the gap, FC-tanh"]["ours"] == pytest.approx(fit.slope, rel=1e-9)
 
-    def test_there_are_three_seeds_and_eleven_batch_sizes_for_the_gap(self, name):
-        frame = runs.collect(config.load_preset(name), ("fc-tanh",), REFERENCE / name)
-        sgd = frame[~frame.full_batch]
-        assert sgd.seed.nunique() >= 3
-        assert sgd.batch_size.nunique() == 11
-        assert np.isfinite(sgd.sharpness).all()
+
+def test_there_are_three_seeds_and_eleven_batch_sizes_for_the_gap_on_digits():
+    frame = runs.collect(config.load_preset("digits"), ("fc-tanh",), REFERENCE / "digits")
+    sgd = frame[~frame.full_batch]
+    assert sgd.seed.nunique() >= 3
+    assert sgd.batch_size.nunique() == 11
+    assert np.isfinite(sgd.sharpness).all()
 
 
 def test_the_readme_states_the_numbers_of_the_committed_figures():
