@@ -257,7 +257,14 @@ def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope
 
 
 def save(
-    fig: Figure, name: str, folder: str | Path | None, *, title: str, caption: str, headlines: Sequence[Headline] = ()
+    fig: Figure,
+    name: str,
+    folder: str | Path | None,
+    *,
+    title: str,
+    caption: str,
+    headlines: Sequence[Headline] = (),
+    missing: str = "",
 ) -> list[Path]:
     """Write a figure as PNG and PDF, with a JSON of title, caption and headline numbers for the index page.
 
@@ -268,6 +275,7 @@ def save(
         title: Of the figure, a few words.
         caption: What is shown and what to see.
         headlines: Numbers to stand beside it.
+        missing: Runs of the preset that the figure lacks (``frame.attrs["missing"]``); the caption says so.
 
     Returns:
         The files written.
@@ -285,6 +293,7 @@ def save(
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
         with atomic(path) as temporary:
             fig.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+    caption += f" Reduced: not trained yet are {missing}." if missing else ""
     record = {"name": name, "title": title, "caption": caption, "headlines": [{**asdict(h), "text": h.text} for h in headlines]}
     with atomic(paths[2]) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
