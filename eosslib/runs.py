@@ -37,7 +37,8 @@ class Run:
     ``frame`` has a row a measurement: ``step``, ``loss``, ``accuracy``, ``test_accuracy``, ``sharpness`` with
     ``sharpness_residual`` and ``sharpness_products``, ``noise_variance``, and where samples were due ``sharpness_check``, the
     sharpness found from a random start, and ``batch_sharpness``, ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``,
-    each with ``_se``, the first and the last with ``_draws``.
+    each with ``_se``, the first and the last with ``_draws``. Where a window ends there are ``raw_alpha`` and the columns
+    ``window_…`` of ``windows.Stabilization``; along coupled steps, one a row, those of ``predicted.Coupled``.
     """
 
     config: RunConfig

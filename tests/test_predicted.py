@@ -12,7 +12,7 @@ from test_windows import dense_third, eigen, small
 
 from eosslib.config import RunConfig
 from eosslib.errors import ConfigError
-from eosslib.predicted import Constrained
+from eosslib.predicted import TOL, Constrained
 from eosslib.training import State, Trainer
 
 EDGE = {**TINY, "lr": 0.3, "steps": 600, "coupled_steps": 60, "measure_every": 60, "dtype": "float64", "batch_size": 40}
@@ -50,7 +50,7 @@ def test_projecting_again_and_again_ends_on_the_constraint() -> None:
         point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr)
     values, vectors, gradient = eigen(p, point.theta[0])
     assert values[-1] <= 2.0 / lr * (1 + 1e-6)
-    assert abs(float(vectors[:, -1] @ gradient)) < 1e-6
+    assert abs(float(vectors[:, -1] @ gradient)) < TOL * float(gradient.norm())  # as far as u is known
 
 
 def test_one_predicted_step_is_right_to_second_order_across_u() -> None:

@@ -173,7 +173,19 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
     fill(preset, tmp_path / "runs")
     table = runs.collect(preset, ("one", "two"), tmp_path / "runs")
     assert len(table) == 3 * 2 * 3  # three groups of two seeds, three rows each
-    settings = ["model", "loss_name", "batch_size", "train_size", "noise", "seed", "lr", "threshold", "steps", "full_batch"]
+    settings = [
+        "model",
+        "loss_name",
+        "batch_size",
+        "train_size",
+        "noise",
+        "sampling",
+        "seed",
+        "lr",
+        "threshold",
+        "steps",
+        "full_batch",
+    ]
     assert list(table.columns) == ["step", "loss", "sharpness", "entry", *settings, "diverged"]
     assert list(table.index) == list(range(18))
     first = table[table.step == 0]
