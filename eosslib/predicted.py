@@ -6,9 +6,9 @@ eigenvector u, and ∇S^⊥ there. With x = u·v and y = S(θ†) − 2/η + ∇
 
     v ← v − η [∇L(θ†) + H P v + x (2/η + y) u + ½ x² ∇S^⊥ + ξ] − (θ†₊ − θ†),      P = I − uuᵀ,
 
-which is Damian, Nichani, Lee 2023 (arXiv:2209.15594), definition 5, written before the gradient's part along ∇S^⊥ is replaced
-by that of the projection, plus the noise ξ = g_B(θ†) − ∇L(θ†) of the mini-batch the real SGD takes (sharpness-gap paper, §3).
-Along u it reads x ← −(1 + ηy)x − ηuᵀξ.
+which are the predicted dynamics of Damian, Nichani, Lee 2023 (arXiv:2209.15594, §4), written before the part of the gradient along
+∇S^⊥ is replaced by that of the projection, plus the noise ξ = g_B(θ†) − ∇L(θ†) of the mini-batch that the real SGD takes
+(sharpness-gap paper). Along u it reads x ← −(1 + ηy)x − ηuᵀξ.
 """
 
 from __future__ import annotations
