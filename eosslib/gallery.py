@@ -15,18 +15,20 @@ from eosslib.runs import atomic
 
 
 def figures(folder: Path, preset: Preset) -> list[dict[str, Any]]:
-    """Read what the notebooks of a preset recorded of their figures, in the preset's order.
+    """Read what the notebooks of a preset recorded of their figures, in the preset's order; those not drawn yet are left out.
 
     Raises:
-        RunFileError: A notebook left no figure.
+        RunFileError: No notebook left a figure.
     """
     found = []
     for notebook in preset.notebooks:
         record = folder / f"{notebook}.json"
         if not record.is_file():
-            raise RunFileError(f"{record} does not exist: run `snakemake --cores 4 all --config preset={preset.name}`")
+            continue
         page = f"{notebook}.html" if (folder / f"{notebook}.html").is_file() else None
         found.append({**json.loads(record.read_text(encoding="utf-8")), "page": page})
+    if not found:
+        raise RunFileError(f"{folder} holds no figures: run `snakemake --cores 4 all --config preset={preset.name}`")
     return found
 
 
@@ -34,11 +36,13 @@ def write_index(folder: Path, preset: Preset) -> Path:
     """Write ``index.html`` into the folder of a preset's figures and return its path.
 
     Raises:
-        RunFileError: A figure is missing, or the folder cannot be written to.
+        RunFileError: There are no figures, or the folder cannot be written to.
     """
     source = resources.files("eosslib").joinpath("index.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    page = template.render(preset=preset, figures=figures(folder, preset))
+    found = figures(folder, preset)
+    undrawn = [notebook for notebook in preset.notebooks if notebook not in {figure["name"] for figure in found}]
+    page = template.render(preset=preset, figures=found, undrawn=undrawn)
     with atomic(folder / "index.html") as temporary:
         temporary.write_text(page + "\n", encoding="utf-8")
     return folder / "index.html"

@@ -241,13 +241,16 @@ def displacements(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def diagonal(ax: Axes) -> None:
-    """Draw y = x behind what is shown, on axes that show the same range both ways."""
+    """Draw y = x behind what is shown, on logarithmic axes that show the same range both ways."""
     ends = np.array([ax.get_xlim(), ax.get_ylim()])
-    low, high = ends.min(), ends.max()
+    low, high = 0.9 * ends.min(), 1.1 * ends.max()
     ax.plot([low, high], [low, high], color="0.4", lw=0.8, zorder=0)
     ax.set(xlim=(low, high), ylim=(low, high))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_minor_formatter(mpl.ticker.NullFormatter())
+        if high < 30 * low:  # too short for powers of ten alone
+            axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:.0e}"))
 
 
 def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope: float = -1.0) -> None:
