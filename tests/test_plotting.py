@@ -111,6 +111,13 @@ def test_the_index_shows_every_figure_with_caption_and_numbers_and_escapes_text(
     assert 'href="02_b.html"' not in page
 
 
-def test_an_index_without_one_of_its_figures_is_refused(tmp_path):
-    with pytest.raises(RunFileError, match=r"01_a\.json does not exist"):
+def test_an_index_without_figures_is_refused(tmp_path):
+    with pytest.raises(RunFileError, match="holds no figures"):
         write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)}))
+
+
+def test_an_index_names_the_notebooks_that_are_not_drawn_yet(tmp_path):
+    (tmp_path / "01_a.json").write_text(json.dumps({"name": "01_a", "title": "A", "caption": "", "headlines": []}))
+    page = write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})).read_text()
+    assert "Not drawn yet, because their runs are not there: 02_b." in page
+    assert "Not drawn yet" not in write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)})).read_text()
