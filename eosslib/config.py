@@ -84,7 +84,6 @@ class RunConfig:
         if self.window and (self.window_every < self.window or self.window_every % self.measure_every):
             wanted = f"a multiple of measure_every {self.measure_every}, at least window {self.window}"
             raise ConfigError(f"window_every {self.window_every} is not {wanted}")
-
         if self.coupled_steps and (self.steps - self.coupled_steps) % self.measure_every:
             raise ConfigError(f"steps − coupled_steps is not a multiple of measure_every {self.measure_every}")
         if self.coupled_steps > self.steps or (self.coupled_steps and self.noise != "sgd"):

@@ -150,5 +150,10 @@ def _orthonormal(basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 def _project_out(basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     # Twice is enough (Giraud, Langou, Rozložník 2005): once loses orthogonality to rounding.
     for _ in range(2):
-        vector = vector - (basis.transpose(1, 2) @ (basis @ vector.unsqueeze(2))).squeeze(2)
+        vector = without(basis, vector)
     return vector
+
+
+def without(basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """Remove orthonormal directions (R, m, P) from vectors (R, P)."""
+    return vector - (basis.transpose(1, 2) @ (basis @ vector.unsqueeze(2))).squeeze(2)

@@ -71,8 +71,9 @@ def sharpness(
     """
     parts = []
     for rows in solved_together(theta):
-        operator = Hessian(objective, theta[rows], x, y, memory)
-        parts.append(top_eigenpairs(operator, start[rows], k=k, tol=tol, max_products=max_products))
+        # Copies, because the last bits of a matrix product may depend on where in memory its operands begin.
+        operator = Hessian(objective, theta[rows].clone(), x, y, memory)
+        parts.append(top_eigenpairs(operator, start[rows].clone(), k=k, tol=tol, max_products=max_products))
     return Eigenpairs.cat(parts)
 
 

@@ -248,7 +248,7 @@ def diagonal(ax: Axes) -> None:
     ax.set(xlim=(low, high), ylim=(low, high))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_minor_formatter(mpl.ticker.NullFormatter())
-        if high < 30 * low:  # too short for powers of ten alone
+        if high < 100 * low:  # too short for powers of ten alone
             axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:.0e}"))
 

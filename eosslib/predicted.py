@@ -19,8 +19,10 @@ from dataclasses import dataclass
 import torch
 
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, third_derivative
-from eosslib.eigen import top_eigenpairs
+from eosslib.eigen import top_eigenpairs, without
 from eosslib.flat import Objective
+from eosslib.measurements import sharpness
+from eosslib.theory import threshold
 
 TOL = 1e-4  # relative residual of the eigenpairs of the constrained trajectory; of the real one's 1e-3, for S to 1e-6
 PROJECTIONS = 3  # Newton steps that bring the first iterate to the constrained trajectory
@@ -35,6 +37,7 @@ class Constrained:
 
     Attributes:
         theta: The point (R, P).
+        threshold: 2/η.
         sharpness: S (R, 1), at most 2/η up to second order in the last correction.
         u: Unit top eigenvectors (R, P); their sign is kept from point to point.
         gradient: ∇L (R, P), without its part along u.
@@ -66,13 +69,14 @@ class Constrained:
             memory: Bytes of kept passes.
         """
         self.objective, self.x, self.y, self.lr, self._memory = objective, x, y, lr, memory
+        self.threshold = threshold(lr)
         self.hessian = Hessian(objective, theta, x, y, memory)
         pairs = top_eigenpairs(self.hessian, u.unsqueeze(1), tol=TOL)
         self.u = pairs.vectors[:, 0] * torch.sign(_dot(pairs.vectors[:, 0], u))
         gradient, curvature = self.hessian.gradient(), pairs.values
         ascent = third_derivative(objective, theta, self.u, self.u, x, y, memory)
-        self.ascent = ascent - _dot(ascent, self.u) * self.u
-        along, above = _dot(gradient, self.u), (curvature - 2.0 / lr).clamp_min(0.0)
+        self.ascent = without(self.u.unsqueeze(1), ascent)
+        along, above = _dot(gradient, self.u), (curvature - self.threshold).clamp_min(0.0)
         self.gradient = gradient - along * self.u
         self.sharpness = curvature - above
         self.theta = theta - along / curvature * self.u - above / self.beta * self.ascent
@@ -103,12 +107,12 @@ class Constrained:
     def predict(self, v: torch.Tensor, noise: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         """Make one step of the predicted dynamics (R, P) → (R, P); ``moved`` is θ†₊ − θ†."""
         x = _dot(v, self.u)
-        force = self.gradient + self.hessian(v - x * self.u) + x * (2.0 / self.lr + self.excess(v)) * self.u
+        force = self.gradient + self.hessian(v - x * self.u) + x * (self.threshold + self.excess(v)) * self.u
         return v - self.lr * (force + x**2 / 2.0 * self.ascent + noise) - moved
 
     def excess(self, v: torch.Tensor) -> torch.Tensor:
-        """Y = S(θ†) − 2/η + ∇S^⊥·v (R, 1), the predicted excess of the sharpness over the threshold at θ† + v."""
-        return self.sharpness - 2.0 / self.lr + _dot(self.ascent, v)
+        """Return y = S(θ†) − 2/η + ∇S^⊥·v (R, 1), the predicted excess of the sharpness over the threshold at θ† + v."""
+        return self.sharpness - self.threshold + _dot(self.ascent, v)
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ def couple(
     u: torch.Tensor,
     lr: float,
     batches: Iterable[torch.Tensor | None],
+    memory: int = DEFAULT_MEMORY,
 ) -> Iterator[Coupled]:
     """Follow a training and its prediction, yielding both before every step; ``theta`` is stepped by the caller in between.
 
@@ -149,21 +154,21 @@ def couple(
         u: Top eigenvectors there (R, P).
         lr: η.
         batches: Indices (R, b) of every step's mini-batch, or None for the full batch.
+        memory: Bytes of kept passes.
     """
-    point = Constrained(objective, x, y, theta.clone(), u, lr)
+    point = Constrained(objective, x, y, theta.clone(), u, lr, memory)
     for _ in range(PROJECTIONS):
-        point = Constrained(objective, x, y, point.theta, point.u, lr)
+        point = Constrained(objective, x, y, point.theta, point.u, lr, memory)
     v = theta - point.theta
     for indices in batches:
-        pairs = top_eigenpairs(Hessian(point.objective, theta, point.x, point.y), u.unsqueeze(1))
+        pairs = sharpness(objective, theta, x, y, u.unsqueeze(1), memory=memory)
         u, apart = pairs.vectors[:, 0], theta - point.theta
-        threshold = 2.0 / point.lr
         columns = (
             _dot(apart, point.u),
             _dot(v, point.u),
-            pairs.values - threshold,
+            pairs.values - point.threshold,
             point.excess(v),
-            point.sharpness - threshold,
+            point.sharpness - point.threshold,
             apart.norm(dim=1, keepdim=True),
             v.norm(dim=1, keepdim=True),
             (apart - v).norm(dim=1, keepdim=True),

@@ -193,7 +193,7 @@ class Trainer:
         if not config.full_batch:
             batches = self._stepper_of(state).draw(state.step, config.steps).unbind()
         start = (self.objective, self.x, self.y, state.theta, state.vectors[:, 0], config.lr)
-        for coupled in predicted.couple(*start, batches):
+        for coupled in predicted.couple(*start, batches, self.memory):
             columns = {name: column.tolist() for name, column in vars(coupled).items()}
             for place, seed in enumerate(state.seeds):
                 row = {name: column[place] for name, column in columns.items()}

@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields
 import torch
 
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, third_derivative
-from eosslib.eigen import Eigenpairs, top_eigenpairs
+from eosslib.eigen import Eigenpairs, top_eigenpairs, without
 from eosslib.flat import Objective
-from eosslib.theory import finite_population
+from eosslib.measurements import variance_of_batch_means
 
 SAMPLES = 64  # iterates of a window that are kept; E[x²] is their mean
 NOISE_SAMPLES = 2  # iterates of a window at which the noise variance is taken
@@ -118,7 +118,6 @@ def measure(
         sampling: How the run draws its batches.
         tol: Relative residual of the eigenpairs.
         memory: Bytes of kept passes.
-
     """
     theta = window.mean(rows)
     slopes = []
@@ -133,8 +132,8 @@ def measure(
             theta = theta - (left.unsqueeze(1) @ start).squeeze(1)
     vectors, u, samples = pairs.vectors, pairs.vectors[:, 0], window.samples(rows)
     ascent = third_derivative(objective, theta, u, u, x, y, memory)  # ∇S
-    alpha, beta = _alpha_beta(gradient, _without(u.unsqueeze(1), ascent))
-    free = _without(vectors, ascent)
+    alpha, beta = _alpha_beta(gradient, without(u.unsqueeze(1), ascent))
+    free = without(vectors, ascent)
     alpha_top, _ = _alpha_beta(gradient, free)
     thirds = [third_derivative(objective, theta, vectors[:, j], free, x, y, memory) for j in range(k)]
     tensor = torch.stack(thirds, dim=1) @ vectors.mT  # T (R, k, k)
@@ -149,7 +148,7 @@ def measure(
         displacement=covariance.diagonal(dim1=1, dim2=2),
         pull=pull.diagonal(dim1=1, dim2=2),
         curvature=pairs.values,
-        noise=_noise(objective, samples, pairs, x, y, finite_population(x.shape[1], batch_size, sampling), memory),
+        noise=_noise(objective, samples, pairs, x, y, batch_size, sampling, memory),
         slope=slopes[0],
         slope_left=slopes[-1],
         residual=pairs.residuals.amax(1),
@@ -176,16 +175,11 @@ def alpha_beta(
         y: Targets (1, n, K).
         memory: Bytes of kept passes.
     """
-    return _alpha_beta(gradient, _without(u.unsqueeze(1), third_derivative(objective, theta, u, u, x, y, memory)))
+    return _alpha_beta(gradient, without(u.unsqueeze(1), third_derivative(objective, theta, u, u, x, y, memory)))
 
 
 def _alpha_beta(gradient: torch.Tensor, free: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return -(free * gradient).sum(1), free.square().sum(1)
-
-
-def _without(u: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Remove orthonormal directions u (R, k, P) from vectors (R, P)."""
-    return vector - ((u @ vector.unsqueeze(2)).mT @ u).squeeze(1)
 
 
 def _noise(
@@ -194,7 +188,8 @@ def _noise(
     pairs: Eigenpairs,
     x: torch.Tensor,
     y: torch.Tensor,
-    factor: float,
+    batch_size: int,
+    sampling: str,
     memory: int,
 ) -> torch.Tensor:
     """Var_B(u_jᵀg_B) of every direction (R, k), averaged over a few of the iterates: that is where SGD draws its gradients."""
@@ -203,5 +198,5 @@ def _noise(
     for theta in chosen:
         hessian = Hessian(objective, theta, x, y, memory)
         for j in range(pairs.values.shape[1]):
-            total[:, j] += hessian.slopes(pairs.vectors[:, j]).var(1, correction=0) * factor
+            total[:, j] += variance_of_batch_means(hessian.slopes(pairs.vectors[:, j]), batch_size, sampling)
     return total / len(chosen)

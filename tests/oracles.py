@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.func import jacrev
 
 from eosslib import losses, models
 from eosslib.flat import Objective, StackedNetwork
+
+EVERY = [(model, loss) for model in models.MODELS for loss in losses.LOSSES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,16 @@ class Problem:
         chosen = None if indices is None else list(indices)
         return torch.autograd.functional.hessian(lambda t: self.example_losses(t, chosen).mean(), self.theta[row])
 
+    def spectrum(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Eigenvalues, ascending (P,), and eigenvectors (P, P) of the dense Hessian of the mean loss at any point, and ∇L (P,)."""
+        gradient = torch.autograd.functional.jacobian(lambda t: self.example_losses(t).mean(), theta)
+        hessian = torch.autograd.functional.hessian(lambda t: self.example_losses(t).mean(), theta)
+        return *torch.linalg.eigh(hessian), gradient
+
+    def third(self, theta: torch.Tensor) -> torch.Tensor:
+        """∇³L of the mean loss at any point, by differentiating three times: (P, P, P)."""
+        return jacrev(jacrev(jacrev(lambda t: self.example_losses(t).mean())))(theta)
+
     def covariance(self, row: int = 0) -> torch.Tensor:
         """Covariance Σ of the per-example gradients, divisor n: (P, P)."""
         return torch.cov(self.example_gradients(row).T, correction=0)
@@ -87,6 +100,11 @@ def problem(
     x = torch.randn(1, n, *shape, generator=stream, dtype=torch.float64)
     labels = torch.randint(outputs, (n,), generator=stream)
     return Problem(modules[0], loss, torch.stack(vectors), x, nn.functional.one_hot(labels, outputs).double().unsqueeze(0))
+
+
+def tiny_problem(model: str = "fc-tanh", loss: str = "mse", stack: int = 2) -> Problem:
+    """So small that its dense third derivatives can be held."""
+    return problem(model, loss, n=5, shape=(1, 2, 4), width=2, depth=1, stack=stack)
 
 
 def all_batches(n: int, batch_size: int) -> list[list[int]]:

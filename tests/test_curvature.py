@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import Problem, problem, randn
+from oracles import EVERY, Problem, problem, randn
 
 from eosslib import curvature, losses, models
 from eosslib.curvature import Hessian
 from eosslib.flat import Objective, StackedNetwork
 
 MODELS = models.MODELS
-EVERY = [(model, loss) for model in MODELS for loss in losses.LOSSES]
 
 
 def example_bytes(p: Problem) -> int:

@@ -7,15 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracles import Problem, all_batches, problem, randn, top_vector
+from oracles import EVERY, Problem, all_batches, problem, randn, top_vector
 
 from eosslib import measurements
-from eosslib.losses import LOSSES
 from eosslib.measurements import BatchSharpness, Estimate
-from eosslib.models import MODELS
 from eosslib.theory import finite_population
 
-EVERY = [(model, loss) for model in MODELS for loss in LOSSES]
 N, B = 6, 2
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from helpers import TINY
-from test_windows import dense_third, eigen, small
+from oracles import tiny_problem
 
 from eosslib.config import RunConfig
 from eosslib.errors import ConfigError
@@ -25,13 +25,13 @@ def trained(batch_size: int = 40, coupled_steps: int = 60) -> State:
 
 
 def test_a_constrained_point_is_described_as_dense_matrices_say() -> None:
-    p = small()
-    u = torch.stack([eigen(p, theta)[1][:, -1] for theta in p.theta])
+    p = tiny_problem()
+    u = torch.stack([p.spectrum(theta)[1][:, -1] for theta in p.theta])
     point = Constrained(p.objective, p.x, p.y, p.theta, u, lr=1e-9)  # so small a step that the constraint is far away
     for row in range(2):
-        values, vectors, gradient = eigen(p, p.theta[row])
+        values, vectors, gradient = p.spectrum(p.theta[row])
         top = vectors[:, -1] * torch.sign(vectors[:, -1] @ u[row])
-        ascent = torch.einsum("ijk,i,j->k", dense_third(p, p.theta[row]), top, top)
+        ascent = torch.einsum("ijk,i,j->k", p.third(p.theta[row]), top, top)
         ascent = ascent - top * (top @ ascent)
         assert point.sharpness[row].item() == pytest.approx(values[-1].item(), rel=1e-8)
         torch.testing.assert_close(point.ascent[row], ascent, rtol=1e-3, atol=1e-3 * float(ascent.norm()))
@@ -42,36 +42,36 @@ def test_a_constrained_point_is_described_as_dense_matrices_say() -> None:
 
 
 def test_projecting_again_and_again_ends_on_the_constraint() -> None:
-    p = small(stack=1)
-    values, vectors, _ = eigen(p, p.theta[0])
+    p = tiny_problem(stack=1)
+    values, vectors, _ = p.spectrum(p.theta[0])
     lr = 2.0 / (0.9 * float(values[-1]))  # the point starts a tenth above the threshold
     point = Constrained(p.objective, p.x, p.y, p.theta, vectors[:, -1:].T, lr)
     for _ in range(30):
         point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr)
-    values, vectors, gradient = eigen(p, point.theta[0])
+    values, vectors, gradient = p.spectrum(point.theta[0])
     assert values[-1] <= 2.0 / lr * (1 + 1e-6)
     assert abs(float(vectors[:, -1] @ gradient)) < TOL * float(gradient.norm())  # as far as u is known
 
 
 def test_one_predicted_step_is_right_to_second_order_across_u() -> None:
     """For v along u what is left out beyond ½x²∇S^⊥ is of third order, except along u itself."""
-    p = small(stack=1)
-    vectors = eigen(p, p.theta[0])[1]
+    p = tiny_problem(stack=1)
+    vectors = p.spectrum(p.theta[0])[1]
     point = Constrained(p.objective, p.x, p.y, p.theta, vectors[:, -1:].T, lr=1e-2)
     for _ in range(30):  # until the last correction, before which the point is described, is nothing
         point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr=1e-2)
     at, moved, errors = point.theta, torch.zeros_like(point.theta), []
     for size in (1e-1, 5e-2):
         v = size * point.u
-        real = v - point.lr * eigen(p, (at + v)[0])[2]
+        real = v - point.lr * p.spectrum((at + v)[0])[2]
         left = real - point.predict(v, torch.zeros_like(v), moved)
         errors.append(float((left - (left * point.u).sum() * point.u).norm()))
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.25)
 
 
 def test_the_noise_is_that_of_the_batch() -> None:
-    p = small(stack=1)
-    vectors = eigen(p, p.theta[0])[1]
+    p = tiny_problem(stack=1)
+    vectors = p.spectrum(p.theta[0])[1]
     point = Constrained(p.objective, p.x, p.y, p.theta, vectors[:, -1:].T, lr=1e-2)
     indices = torch.tensor([[0, 3]])
     gradients = torch.autograd.functional.jacobian(p.example_losses, point.theta[0])

@@ -7,40 +7,26 @@ import dataclasses
 import pytest
 import torch
 from helpers import TINY
-from oracles import Problem, problem, randn
-from torch.func import jacrev
+from oracles import EVERY, Problem, randn, tiny_problem
 
 from eosslib import windows
 from eosslib.config import RunConfig
 from eosslib.curvature import third_derivative
-from eosslib.losses import LOSSES
-from eosslib.models import MODELS
 from eosslib.training import State, Trainer
-
-EVERY = [(model, loss) for model in MODELS for loss in LOSSES]
-
-
-def dense_third(p: Problem, theta: torch.Tensor) -> torch.Tensor:
-    """∇³L of one network's mean loss, by differentiating three times: (P, P, P)."""
-    return jacrev(jacrev(jacrev(lambda t: p.example_losses(t).mean())))(theta)
-
-
-def small(model: str = "fc-tanh", loss: str = "mse", stack: int = 2) -> Problem:
-    return problem(model, loss, n=5, shape=(1, 2, 4), width=2, depth=1, stack=stack)
 
 
 @pytest.mark.parametrize(("model", "loss"), EVERY)
 def test_third_derivatives_are_those_of_the_dense_hessian(model: str, loss: str) -> None:
-    p = small(model, loss)
+    p = tiny_problem(model, loss)
     v, w = randn(2, p.theta.shape[1], seed=1), randn(2, p.theta.shape[1], seed=2)
     ours = third_derivative(p.objective, p.theta, v, w, p.x, p.y)
     for row in range(2):
-        expected = torch.einsum("ijk,i,j->k", dense_third(p, p.theta[row]), v[row], w[row])
+        expected = torch.einsum("ijk,i,j->k", p.third(p.theta[row]), v[row], w[row])
         torch.testing.assert_close(ours[row], expected, rtol=1e-9, atol=1e-11)
 
 
 def test_third_derivatives_do_not_depend_on_the_memory_budget() -> None:
-    p = small(stack=1)
+    p = tiny_problem(stack=1)
     v, w = randn(1, p.theta.shape[1], seed=1), randn(1, p.theta.shape[1], seed=2)
     whole = third_derivative(p.objective, p.theta, v, w, p.x, p.y)
     torch.testing.assert_close(third_derivative(p.objective, p.theta, v, w, p.x, p.y, memory=1), whole, rtol=1e-12, atol=1e-14)
@@ -57,19 +43,19 @@ def filled(p: Problem, steps: int = 40, size: float = 1e-3) -> tuple[windows.Win
 
 @pytest.mark.parametrize(("model", "loss"), [("fc-tanh", "mse"), ("cnn", "cross-entropy")])
 def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss: str) -> None:
-    p, k, b = small(model, loss), 3, 2
+    p, k, b = tiny_problem(model, loss), 3, 2
     window, iterates = filled(p)
     start = randn(2, 1, p.theta.shape[1], seed=3)
     found = windows.measure(p.objective, window, [0, 1], p.x, p.y, start, batch_size=b, k=k, newton_steps=1, tol=1e-12)
     for row in range(2):
         mean = iterates[:, row].mean(0)
         for newton in range(2):
-            values, vectors, gradient = eigen(p, mean)
+            values, vectors, gradient = p.spectrum(mean)
             if newton == 0:
                 u = vectors[:, -k:]
                 mean = mean - u @ ((u.T @ gradient) / values[-k:])
         u = vectors[:, -k:].flip(1)  # (P, k), u₁ first
-        third = dense_third(p, mean)
+        third = p.third(mean)
         ascent = torch.einsum("ijk,i,j->k", third, u[:, 0], u[:, 0])
         only, free = ascent - u[:, 0] * (u[:, 0] @ ascent), ascent - u @ (u.T @ ascent)
         tensor = torch.einsum("ijk,ia,jb,k->ab", third, u, u, free)
@@ -88,18 +74,12 @@ def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss
             torch.testing.assert_close(getattr(found, name)[row], value, rtol=1e-6, atol=1e-12, msg=name)
 
 
-def eigen(p: Problem, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    gradient = torch.autograd.functional.jacobian(lambda t: p.example_losses(t).mean(), theta)
-    hessian = torch.autograd.functional.hessian(lambda t: p.example_losses(t).mean(), theta)
-    return *torch.linalg.eigh(hessian), gradient
-
-
 def test_noise_is_that_of_the_raw_iterates_along_each_direction() -> None:
-    p, b = small(stack=1), 2
+    p, b = tiny_problem(stack=1), 2
     window, iterates = filled(p)
     parts = (p.objective, window, [0], p.x, p.y, randn(1, 1, p.theta.shape[1]))
     found = windows.measure(*parts, batch_size=b, k=2, newton_steps=0, tol=1e-12)
-    _, vectors, _ = eigen(p, iterates[:, 0].mean(0))
+    _, vectors, _ = p.spectrum(iterates[:, 0].mean(0))
     ends = [iterates[i, 0] for i in (0, len(iterates) - 1)]
     for j in range(2):
         u = vectors[:, -1 - j]
