@@ -20,11 +20,11 @@ from eosslib.errors import ConfigError
 ENGINE = [
     f"eosslib/{module}.py"
     for module in (
-        "curvature datasets dynamics eigen flat layers losses measurements models observing predicted sampling stepping streams"
+        "automatic curvature datasets dynamics eigen flat layers losses measurements models observing overlap predicted sampling stepping streams"
         " training windows"
     ).split()
 ]
-DRAWING = [f"eosslib/{module}.py" for module in "analysis pictures plotting runs theory toys".split()]
+DRAWING = [f"eosslib/{module}.py" for module in "analysis panels pictures plotting runs theory toys".split()]
 
 UNKNOWN = set(config) - {"preset", "device", "seeds_per_job"}
 if UNKNOWN:

@@ -5,12 +5,13 @@ Every error bar is a standard error over seeds unless it says otherwise.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
 
 from eosslib import theory
 
@@ -18,25 +19,29 @@ RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "no
 PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (science of the sharpness-gap paper)
 
 
-def plateaus(frame: pd.DataFrame, until: int | None = None) -> pd.DataFrame:
+def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] = ()) -> pd.DataFrame:
     """Mean sharpness and noise variance over the last quarter of the steps, one row a run.
 
     Args:
         frame: Trajectories as ``runs.collect`` gives them.
         until: Look only at steps up to this one, to compare runs of different length; default: each run's own end.
+        more: Further columns to average, over the rows that have them.
 
     Returns:
-        The run's settings with ``sharpness``, ``noise_variance``, ``measurements`` (how many were averaged). A run that diverged
-        has no plateau: NaN.
+        The run's settings with ``sharpness``, ``noise_variance``, ``measurements`` (how many were averaged) and ``more``. A run
+        that diverged has no plateau: NaN.
     """
     end = frame["steps"].clip(upper=until) if until else frame["steps"]
     window = frame[(frame.step > (1 - PLATEAU) * end) & (frame.step <= end)]
     table = window.groupby(RUN_KEYS, as_index=False).agg(
-        sharpness=("sharpness", "mean"), noise_variance=("noise_variance", "mean"), measurements=("sharpness", "count")
+        sharpness=("sharpness", "mean"),
+        noise_variance=("noise_variance", "mean"),
+        measurements=("sharpness", "count"),
+        **{column: (column, "mean") for column in more},
     )
     runs = frame[[*RUN_KEYS, "diverged"]].drop_duplicates()
     table = runs.merge(table, on=RUN_KEYS, how="left")
-    table.loc[table.diverged, ["sharpness", "noise_variance"]] = np.nan
+    table.loc[table.diverged, ["sharpness", "noise_variance", *more]] = np.nan
     return table
 
 
@@ -169,6 +174,106 @@ def fit_power_law(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series
     return PowerLaw(
         float(fit.slope), float(fit.stderr), float(np.exp(fit.intercept)), float(fit.rvalue**2), xs[good], xs[~good], float(scatter)
     )
+
+
+@dataclass(frozen=True)
+class BrokenPowerLaw:
+    """A continuous line of one or more pieces through log y against log x; errors from the fit's covariance."""
+
+    slopes: np.ndarray  # (m,), of the pieces
+    slopes_se: np.ndarray
+    breaks: np.ndarray  # (m − 1,), x where one piece meets the next
+    breaks_se: np.ndarray
+    r_squared: float
+    bic: float  # Bayesian information criterion; the smaller, the better the number of pieces
+    _parameters: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return the fitted y."""
+        return np.exp(_broken_line(np.log(np.asarray(x, dtype=float)), *self._parameters))
+
+    def __str__(self) -> str:
+        """Slopes and break points with their standard errors."""
+        slopes = ", ".join(Headline("", s, e).text for s, e in zip(self.slopes, self.slopes_se, strict=True))
+        breaks = ", ".join(Headline("", b, e).text for b, e in zip(self.breaks, self.breaks_se, strict=True))
+        return f"slopes {slopes}" + (f"; breaks at {breaks}" if breaks else "")
+
+
+def _broken_line(t: np.ndarray, *p: float) -> np.ndarray:
+    bends = zip(p[2::2], p[3::2], strict=True)
+    return p[0] + p[1] * t + sum(bend * np.maximum(t - at, 0.0) for bend, at in bends)
+
+
+def fit_broken_power_law(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, pieces: int) -> BrokenPowerLaw:
+    """Fit y as a continuous power law of several pieces, by least squares on logarithms over slopes and break points alike.
+
+    All ways to put the breaks between points are tried first, with at least two points in a piece, and the best one is refined
+    (``scipy.optimize.curve_fit``), whose covariance gives the standard errors.
+
+    Raises:
+        ValueError: There are not more positive points than parameters (two a piece).
+
+    Example:
+        >>> x = np.array([1, 2, 4, 8, 16, 32, 64.0])
+        >>> fit = fit_broken_power_law(x, np.where(x < 10, 1 / x, 10 / x**2), 2)
+        >>> fit.slopes.round(6).tolist(), round(float(fit.breaks[0]), 6)
+        ([-1.0, -2.0], 10.0)
+    """
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    good = np.isfinite(ys) & (ys > 0)
+    order = np.argsort(xs[good])
+    t, v = np.log(xs[good])[order], np.log(ys[good])[order]
+    if len(t) <= 2 * pieces:
+        raise ValueError(f"{pieces} pieces need more than {2 * pieces} positive points, there are {len(t)}")
+    middles = (t[:-1] + t[1:])[1:-1] / 2
+    best: tuple[float, list[float]] = (np.inf, [])
+    for breaks in itertools.combinations(middles, pieces - 1):
+        if any(((t > low) & (t < high)).sum() < 2 for low, high in itertools.pairwise(breaks)):
+            continue
+        columns = np.stack([np.ones_like(t), t, *(np.maximum(t - at, 0.0) for at in breaks)], axis=1)
+        solution = np.linalg.lstsq(columns, v, rcond=None)[0]
+        loss = float(((columns @ solution - v) ** 2).sum())
+        if loss < best[0]:
+            best = (loss, [*solution[:2], *(value for pair in zip(solution[2:], breaks, strict=True) for value in pair)])
+    parameters, covariance = optimize.curve_fit(_broken_line, t, v, p0=best[1])
+    loss = max(float(((_broken_line(t, *parameters) - v) ** 2).sum()), np.finfo(float).tiny)
+    sums = np.tril(np.ones((pieces, pieces)))  # the slope of a piece is the first slope and all bends before it
+    places = [1, *range(2, 2 * pieces, 2)]
+    breaks = np.exp(parameters[3::2])
+    return BrokenPowerLaw(
+        slopes=sums @ parameters[places],
+        slopes_se=np.sqrt(np.diag(sums @ covariance[np.ix_(places, places)] @ sums.T)),
+        breaks=breaks,
+        breaks_se=breaks * np.sqrt(np.diag(covariance)[3::2]),
+        r_squared=1.0 - loss / float(((v - v.mean()) ** 2).sum()),
+        bic=len(t) * np.log(loss / len(t)) + 2 * pieces * np.log(len(t)),
+        _parameters=parameters,
+    )
+
+
+def fit_regimes(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, most: int = 3) -> dict[int, BrokenPowerLaw]:
+    """Fit power laws of one to ``most`` pieces, as many as there are points for, the best by its information criterion first."""
+    positive = np.sum(np.asarray(y, dtype=float) > 0)
+    fits = {m: fit_broken_power_law(x, y, m) for m in range(1, most + 1) if positive > 2 * m}
+    return dict(sorted(fits.items(), key=lambda item: item[1].bic))
+
+
+def static_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """MiniBS and its gap to the sharpness at fixed parameters, over the batch sizes of ``static_sizes``.
+
+    Returns:
+        A row a run, step (the first and the last) and batch size ``size``: ``minibs``, ``minibs_se``, ``gap``, ``gap_se``
+        (sampling errors), ``sharpness``, and ``factor``, the variance of a batch mean over that of one example.
+    """
+    rows = []
+    names = [name for name in map(str, frame.columns) if name.startswith("static_gap_") and not name.endswith("_se")]
+    for name in names:
+        size, minibs = int(name.rsplit("_", 1)[1]), name.replace("gap", "minibs")
+        part = frame[frame[name].notna()]
+        columns = {"minibs": part[minibs], "minibs_se": part[f"{minibs}_se"], "gap": part[name], "gap_se": part[f"{name}_se"]}
+        factor = theory.finite_population(part.train_size.iloc[0], size, part.sampling.iloc[0])
+        rows.append(part[[*RUN_KEYS, "step", "sharpness"]].assign(size=size, factor=factor, **columns))
+    return pd.concat(rows, ignore_index=True)
 
 
 @dataclass(frozen=True)

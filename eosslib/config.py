@@ -27,6 +27,19 @@ PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config"
 
 
 @dataclass(frozen=True)
+class Change:
+    """A change of settings during a run; None leaves a setting as it is."""
+
+    step: int  # the first step made with the new settings
+    lr: float | None = None
+    batch_size: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what changes as plain JSON values."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that determines one run; two equal configurations give the same numbers on the same machine.
 
@@ -62,6 +75,9 @@ class RunConfig:
     window_k: int = 1
     newton_steps: int = 2
     coupled_steps: int = 0
+    static_sizes: tuple[int, ...] = ()
+    overlap_draws: int = 0
+    schedule: tuple[Change, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values, also of a configuration built in Python.
@@ -69,16 +85,29 @@ class RunConfig:
         Raises:
             ConfigError: A value is of the wrong type or out of its range, or two values contradict each other.
         """
-        check_settings({k: v for k, v in dataclasses.asdict(self).items() if k != "seed"}, "RunConfig")
-        if not isinstance(self.batch_size, int) or not isinstance(self.noise, str):
+        for key in ("static_sizes", "schedule"):
+            if not isinstance(getattr(self, key), list | tuple):
+                raise ConfigError(f"{key}: {getattr(self, key)!r} is not a list")
+        check_settings({k: v for k, v in self.to_dict().items() if k != "seed"}, "RunConfig")
+        changes = [change if isinstance(change, Change) else Change(**change) for change in self.schedule]
+        object.__setattr__(self, "schedule", tuple(changes))
+        object.__setattr__(self, "static_sizes", tuple(self.static_sizes))
+        sizes = (self.batch_size, *self.static_sizes, *(change.batch_size or 1 for change in self.schedule))
+        if not all(isinstance(size, int) for size in sizes) or not isinstance(self.noise, str):
             raise ConfigError("batch_size and noise of a run are one number and one name")
         if type(self.seed) is not int or self.seed < 0:
             raise ConfigError(f"seed: {self.seed!r} is not of type integer at least 0")
-        for key in ("batch_sharpness_draws", "minibs_draws"):
+        for key in ("batch_sharpness_draws", "minibs_draws", "overlap_draws"):
             if getattr(self, key) == 1:
                 raise ConfigError(f"{key} 1 gives no standard error: 0, or at least 2")
-        if self.batch_size > self.train_size:
-            raise ConfigError(f"batch_size {self.batch_size} is above the {self.train_size} training examples")
+        for size in sizes:
+            if size > self.train_size:
+                raise ConfigError(f"batch_size {size} is above the {self.train_size} training examples")
+        if self.model.endswith("-bn") and (self.noise != "sgd" or self.window or self.coupled_steps):
+            raise ConfigError(f"{self.model}: noise models, windows and coupled steps need the gradients of single examples")
+        if self.static_sizes and not self.minibs_draws:
+            raise ConfigError("static_sizes need minibs_draws")
+        self._check_schedule()
         if self.sample_every % self.measure_every:
             raise ConfigError(f"sample_every {self.sample_every} is not a multiple of measure_every {self.measure_every}")
         if self.window and (self.window_every < self.window or self.window_every % self.measure_every):
@@ -89,15 +118,44 @@ class RunConfig:
         if self.coupled_steps > self.steps or (self.coupled_steps and self.noise != "sgd"):
             raise ConfigError(f"coupled_steps {self.coupled_steps}: at most steps {self.steps}, and only with noise sgd")
 
+    def _check_schedule(self) -> None:
+        if self.schedule and (self.window or self.coupled_steps):
+            raise ConfigError("schedule: not together with windows or coupled steps, whose settings must not change")
+        last = 0
+        for change in self.schedule:
+            where = f"schedule: step {change.step}"
+            if change.step >= self.steps:
+                raise ConfigError(f"{where} is not before the end, {self.steps} steps")
+            if change.step <= last:
+                raise ConfigError(f"{where} does not come after {f'step {last}' if last else 'the start'}")
+            if change.step % self.measure_every:
+                raise ConfigError(f"{where} is not a multiple of measure_every {self.measure_every}")
+            last = change.step
+
+    def at(self, step: int) -> RunConfig:
+        """Return the settings with which this step is made, as a run without a schedule."""
+        if not self.schedule:
+            return self
+        values: dict[str, Any] = {"schedule": ()}
+        for change in self.schedule:
+            if change.step <= step:
+                values |= {key: value for key, value in change.to_dict().items() if key != "step"}
+        return dataclasses.replace(self, **values)
+
+    def next_change(self, step: int) -> int:
+        """Return the first step after this one that is made with other settings, or the end."""
+        return min((change.step for change in self.schedule if change.step > step), default=self.steps)
+
     @property
     def threshold(self) -> float:
-        """The stability threshold 2/η, in units of sharpness."""
+        """The stability threshold 2/η, in units of sharpness; that of the start where η changes."""
         return 2.0 / self.lr
 
     @property
     def full_batch(self) -> bool:
-        """Whether this is full-batch gradient descent without noise."""
-        return self.batch_size == self.train_size and self.noise == "sgd" and self.sampling == "reshuffle"
+        """Whether this is full-batch gradient descent without noise, from the start to the end."""
+        whole = self.batch_size == self.train_size and all(c.batch_size in (None, self.train_size) for c in self.schedule)
+        return whole and self.noise == "sgd" and self.sampling == "reshuffle"
 
     def in_window(self, step: int) -> bool:
         """Whether the iterate before this step belongs to a window; every window ends with a measurement."""
@@ -108,12 +166,17 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
-        return dataclasses.asdict(self)
+        changes = [c.to_dict() if isinstance(c, Change) else c for c in self.schedule]
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
+            "static_sizes": list(self.static_sizes),
+            "schedule": changes,
+        }
 
 
 def defaults() -> dict[str, Any]:
     """Return the settings that have a default; a file from before a setting was there was made with its default."""
-    return {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
+    values = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
@@ -196,6 +259,7 @@ def _allowed(definition: Mapping[str, Any]) -> str:
     if "const" in definition:
         return f"'{definition['const']}'"
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "exclusiveMaximum": "below", "minItems": "of length at least"}
+    bounds |= {"minProperties": "with keys, at least"}
     limits = [f"{words} {definition[key]}" for key, words in bounds.items() if key in definition]
     unique = ["without repetition"] if definition.get("uniqueItems") else []
     return " ".join(["of type", definition.get("type", "any"), *limits, *unique])
@@ -228,6 +292,8 @@ def check_settings(settings: Mapping[str, Any], source: str) -> None:
 def _check_numbers(settings: Mapping[str, Any], source: str) -> None:
     """Refuse what the schema lets pass: 8.0 counts as an integer there, and NaN and infinity as numbers."""
     real = {field.name for field in dataclasses.fields(RunConfig) if field.type == "float"}
+    for change in settings.get("schedule", []):
+        _check_numbers(change, f"{source}.schedule")
     for key, value in settings.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not (key in real and math.isfinite(number)):
@@ -255,10 +321,18 @@ def _variants(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
     sizes = sizes if isinstance(sizes, list) else [sizes]
     noises = noises if isinstance(noises, list) else [noises]
     for size, noise in itertools.product(sizes, noises):
-        batch_size = settings["train_size"] if size == "full" else size
+        batch_size = _number(size, settings)
         size_name = "full" if batch_size == settings["train_size"] else f"b{batch_size:04d}"
         name = size_name if noise == "sgd" else f"{size_name}-{noise}"
-        yield name, {**settings, "batch_size": batch_size, "noise": noise}
+        schedule = [
+            c | {"batch_size": _number(c["batch_size"], settings)} if "batch_size" in c else c for c in settings["schedule"]
+        ]
+        static = [_number(size, settings) for size in settings["static_sizes"]]
+        yield name, {**settings, "batch_size": batch_size, "noise": noise, "schedule": schedule, "static_sizes": static}
+
+
+def _number(size: Any, settings: Mapping[str, Any]) -> Any:
+    return settings["train_size"] if size == "full" else size
 
 
 def load_preset(name: str | Path) -> Preset:

@@ -7,11 +7,14 @@ goes; chunks beyond it are made again at every product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from eosslib.automatic import AutomaticLinearization, ModuleNetwork, check_memory
 from eosslib.flat import Linearization, Objective, Params
+
+Passes = Linearization | AutomaticLinearization
 
 DEFAULT_MEMORY = 4 << 30  # bytes of kept passes
 CPU_CHUNK = 32 << 20  # bytes of layer outputs a chunk; smaller ones pay more for calls than they gain in the caches
@@ -28,7 +31,11 @@ def chunks(objective: Objective, params: Sequence[torch.Tensor], x: torch.Tensor
     budget = memory // GRAPH_FACTOR
     if x.device.type == "cpu":
         budget = min(budget, CPU_CHUNK)
-    size = max(1, min(n, budget // objective.network.output_bytes(params, x)))
+    each = objective.network.output_bytes(params, x)
+    if isinstance(objective.network, ModuleNetwork) and objective.network.couples_examples:
+        check_memory(objective.network, n * each // len(params[0]) * GRAPH_FACTOR, memory)  # one network after the other
+        return [slice(0, n)]
+    size = max(1, min(n, budget // each))
     count = -(-n // size)
     size = -(-n // count)  # even chunks
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -89,7 +96,7 @@ class Hessian:
         """
         self._objective, self._x, self._y = objective, x, y
         self._params = objective.network.views(theta.clone())
-        self._passes: list[tuple[slice, slice, Linearization | None]] = []
+        self._passes: list[tuple[slice, slice, Passes | None]] = []
         self.size, self.products = theta.shape[1], 0
         self.loss, self.accuracy = theta.new_zeros(len(theta)), theta.new_zeros(len(theta))
         n, held = x.shape[1], 0
@@ -102,20 +109,34 @@ class Hessian:
                 self.accuracy[rows] += made.right.sum(1)
         self.accuracy /= n
 
-    def _linearize(self, rows: slice, part: slice) -> Linearization:
+    def _linearize(self, rows: slice, part: slice) -> Passes:
         n = self._x.shape[1]
         return self._objective.linearize(self._params, self._x[:, part], self._y[:, part], 1.0 / n, rows)
 
-    def _linearizations(self) -> Iterator[tuple[slice, slice, Linearization]]:
+    def _linearizations(self) -> Iterator[tuple[slice, slice, Passes]]:
         for rows, part, made in self._passes:
             yield rows, part, self._linearize(rows, part) if made is None else made
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         """Return H v for each network: (R, P) → (R, P)."""
+        return self._sum(v, lambda made, direction: made.product(direction))
+
+    def gauss_newton(self, v: torch.Tensor) -> torch.Tensor:
+        """Return (1/n) Σᵢ JᵢᵀAᵢJᵢ v, the part of the Hessian without the networks' own curvature: (R, P) → (R, P)."""
+        return self._sum(v, lambda made, direction: made.gauss_newton(direction))
+
+    def ntk(self, v: torch.Tensor) -> torch.Tensor:
+        """Return (1/n) Σᵢ JᵢᵀJᵢ v: (R, P) → (R, P).
+
+        Its eigenvalues, other than zero, are those of the neural tangent kernel JJᵀ/n over all examples and outputs (nK × nK).
+        """
+        return self._sum(v, lambda made, direction: made.gauss_newton(direction, middle=False))
+
+    def _sum(self, v: torch.Tensor, product: Callable[[Passes, Params], list[torch.Tensor]]) -> torch.Tensor:
         self.products += 1
         network, result = self._objective.network, torch.zeros_like(v)
         for rows, _, made in self._linearizations():
-            result[rows] += network.flatten(made.product(network.views(v[rows])))
+            result[rows] += network.flatten(product(made, network.views(v[rows])))
         return result
 
     def gradient(self) -> torch.Tensor:

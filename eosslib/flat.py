@@ -12,6 +12,7 @@ from math import prod
 import torch
 from torch import nn
 
+from eosslib.automatic import AutomaticLinearization, ModuleNetwork
 from eosslib.layers import Kept, Layer, layer_of
 from eosslib.losses import Loss
 
@@ -21,18 +22,24 @@ Params = tuple[torch.Tensor, ...]
 class StackedNetwork:
     """A ``nn.Sequential`` as a function of a stack of flat parameter vectors.
 
+    The layers are written out; ``automatic.ModuleNetwork`` is the same for any module.
+
     Attributes:
         shapes: Shapes of the parameters of one network, in the module's order.
         size: P, the number of parameters of one network.
         layers: The layers, and for each the place of its parameters among all.
     """
 
-    def __init__(self, module: nn.Sequential) -> None:
+    couples_examples = False
+
+    def __init__(self, module: nn.Module) -> None:
         """Read layers and shapes off the module; its values are not kept.
 
         Raises:
             TypeError: A layer has no stacked form.
         """
+        if not isinstance(module, nn.Sequential):
+            raise TypeError(f"{type(module).__name__} is not nn.Sequential")
         self.shapes = [tuple(p.shape) for p in module.parameters()]
         self.sizes = [prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
@@ -84,6 +91,12 @@ class StackedNetwork:
         """Return the bytes of all layer outputs of the whole stack for one example of ``x``."""
         kept = self.forward([p[:1] for p in params], x[:1, :1])
         return sum(k.y.numel() * k.y.element_size() for k in kept) * len(params[0])
+
+    def linearization(
+        self, loss: Loss, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float
+    ) -> Linearization:
+        """Return forward and backward pass of one block of a stack."""
+        return Linearization(self, loss, params, x, y, weights)
 
 
 class Linearization:
@@ -180,6 +193,20 @@ class Linearization:
                 dg = layer.input_gradient_tangent(k, v[place], dx, dg)
         return self._collect(results)
 
+    def gauss_newton(self, v: Sequence[torch.Tensor], middle: bool = True) -> list[torch.Tensor]:
+        """Return Σᵢ wᵢ JᵢᵀAᵢJᵢ v per parameter, Jᵢ the Jacobian of the outputs, Aᵢ the Hessian ∂²ℓᵢ/∂f² of the loss.
+
+        Without ``middle`` Aᵢ is left out: that has the eigenvalues, other than zero, of the NTK JJᵀ with weights.
+        """
+        g = self._tangents(v)[1]
+        g = (self._loss.curvature(self.outputs, self._y, g) if middle else g) * self._weights
+        results = []
+        for (layer, _), k in self._backwards():
+            results.append(layer.parameter_gradients(k.x, g))
+            if k is not self._kept[self._network.first]:
+                g = layer.input_gradient(k, g)
+        return self._collect(results)
+
 
 def _given(tensor: torch.Tensor | None) -> torch.Tensor:
     if tensor is None:
@@ -190,10 +217,20 @@ def _given(tensor: torch.Tensor | None) -> torch.Tensor:
 class Objective:
     """A network with a loss: the function whose gradient, Hessian and noise are measured."""
 
-    def __init__(self, network: StackedNetwork, loss: Loss) -> None:
+    def __init__(self, network: StackedNetwork | ModuleNetwork, loss: Loss) -> None:
         """Combine a network with a per-example loss."""
         self.network = network
         self.loss = loss
+
+    @staticmethod
+    def of(module: nn.Module, loss: Loss) -> Objective:
+        """Combine a module with a loss: with written-out layers where there are such, else with automatic differentiation."""
+        network: StackedNetwork | ModuleNetwork
+        try:
+            network = StackedNetwork(module)
+        except TypeError:
+            network = ModuleNetwork(module)
+        return Objective(network, loss)
 
     def example_losses(self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return ℓ_i for every network and example: (R, B)."""
@@ -201,7 +238,7 @@ class Objective:
 
     def linearize(
         self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float, rows: slice
-    ) -> Linearization:
+    ) -> Linearization | AutomaticLinearization:
         """Return forward and backward pass of one block ``rows`` of the stack.
 
         Args:
@@ -214,7 +251,7 @@ class Objective:
         stack = len(params[0])
         x, y = x.expand(stack, *x.shape[1:])[rows], (y[rows] if len(y) == stack else y)
         weights = weights[rows] if isinstance(weights, torch.Tensor) else weights
-        return Linearization(self.network, self.loss, [p[rows] for p in params], x, y, weights)
+        return self.network.linearization(self.loss, [p[rows] for p in params], x, y, weights)
 
     def batch_gradient(
         self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float | None = None

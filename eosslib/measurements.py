@@ -39,6 +39,14 @@ class BatchSharpness:
     mean_of_ratios: Estimate  # E[g'Hg / ‖g‖²]
 
 
+@dataclass(frozen=True)
+class MiniBatchSharpness:
+    """MiniBS and how far it is above the sharpness."""
+
+    value: Estimate  # E[λ_max(H_B)]
+    gap: Estimate  # E[λ_max(H_B)] − λ_max(H)
+
+
 def sharpness(
     objective: Objective,
     theta: torch.Tensor,
@@ -123,7 +131,7 @@ def variance_of_batch_means(slopes: torch.Tensor, batch_size: int, sampling: str
     return slopes.var(1, correction=0) * finite_population(slopes.shape[1], batch_size, sampling)
 
 
-def _draws_at_once(objective: Objective, theta: torch.Tensor, x: torch.Tensor, batch_size: int, memory: int) -> int:
+def draws_at_once(objective: Objective, theta: torch.Tensor, x: torch.Tensor, batch_size: int, memory: int) -> int:
     """How many mini-batches fit a batched call: each needs several copies of the parameters and its graph."""
     one = objective.network.views(theta[:1])
     graph = GRAPH_FACTOR * objective.network.output_bytes(one, x) * batch_size
@@ -165,11 +173,11 @@ def batch_sharpness(
     Raises:
         ValueError: Fewer than two draws for a batch below n, so that there is no standard error.
     """
-    at_once = _draws_at_once(objective, theta, x, batch_size, memory)
+    at_once = draws_at_once(objective, theta, x, batch_size, memory)
     ratio, mean, counts = [], [], []
     for row, key in zip(theta, keys, strict=True):
         samples = torch.empty(2, 0, dtype=torch.float64, device=theta.device)
-        for lot in _lots(x, batch_size, draws, sampling, key):
+        for lot in lots(x, batch_size, draws, sampling, key):
             for indices in lot.split(at_once):
                 pair = curvature_along_gradient(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices])
                 samples = torch.cat([samples, torch.stack(pair).double()], dim=1)
@@ -189,6 +197,7 @@ def minibatch_sharpness(
     theta: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor,
+    u: torch.Tensor,
     *,
     batch_size: int,
     draws: int,
@@ -197,47 +206,58 @@ def minibatch_sharpness(
     precision: float = math.inf,
     tol: float = 1e-2,
     memory: int = 256 << 20,
-) -> Estimate:
-    """Mini-batch sharpness MiniBS = E_B[λ_max(∇²L_B)] (EoSS definition 3.1), over drawn mini-batches.
+) -> MiniBatchSharpness:
+    """Mini-batch sharpness MiniBS = E_B[λ_max(∇²L_B)] (EoSS definition 3.1) and its gap to the sharpness (equation 3).
 
-    Costs about 15 gradients on the examples of all draws. With a residual of ``tol`` an eigenvalue is off by at most
-    ``tol`` and typically by ``tol**2`` of itself.
+    The gap is the mean of λ_max(H_B) − uᵀH_B u: the mean of uᵀH_B u over all batches is uᵀHu, the sharpness, without any error,
+    and on every batch it moves with λ_max(H_B). So every draw counts for at least zero, and close to the full batch the
+    standard error falls as fast as the gap itself, where a difference of two means would drown in sampling noise. Both are
+    estimated from the same draws. Costs about 15 gradients on the examples of all draws. With a residual of ``tol`` an
+    eigenvalue is off by at most ``tol`` and typically by ``tol**2`` of itself. With batch normalisation the mean of the
+    mini-batches' Hessians is not the Hessian, and the gap is NaN: take the difference to the sharpness instead.
 
     Args:
         objective: Network and loss.
         theta: Parameters (R, P).
         x: Inputs (1, n, *shape).
         y: Targets (1, n, K).
+        u: Top eigenvectors of the full-batch Hessian (R, P).
         batch_size: b.
         draws: Number of mini-batches in a lot.
         keys: The name of each network's random stream; the start vector is drawn from it too.
         sampling: How the run draws its batches.
-        precision: Draw further lots until the standard error is at most this part of the mean, or ``MAX_LOTS`` were drawn.
+        precision: Draw further lots until the standard error of MiniBS is at most this part of it, or ``MAX_LOTS`` were drawn.
         tol: Relative residual of every eigenvalue.
         memory: Bytes of intermediate results.
 
     Raises:
         ValueError: Fewer than two draws for a batch below n.
     """
-    at_once = max(1, _draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
-    results, counts = [], []
-    for row, key in zip(theta, keys, strict=True):
-        values = torch.empty(0, dtype=torch.float64, device=theta.device)
-        start = torch.randn(1, 1, len(row), generator=generator(*key)).to(row)
-        for lot in _lots(x, batch_size, draws, sampling, key):
+    at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
+    values, gaps, counts = [], [], []
+    for row, vector, key in zip(theta, u, keys, strict=True):
+        top = torch.empty(0, dtype=torch.float64, device=theta.device)
+        along = top.clone()
+        # From u, so that no eigenvalue comes out below uᵀH_B u, and from a random vector, which has a part of every eigenvector.
+        start = torch.stack([vector, torch.randn(len(row), generator=generator(*key)).to(row)]).unsqueeze(0)
+        for lot in lots(x, batch_size, draws, sampling, key):
             for indices in lot.split(at_once):
                 operator = Hessian(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices], memory)
                 pairs = top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol)
-                values = torch.cat([values, pairs.values[:, 0].double()])
-            error = _standard_error(values)
-            if error <= precision * values.mean().abs():
+                image = operator(vector.expand(len(indices), -1))
+                top = torch.cat([top, pairs.values[:, 0].double()])
+                along = torch.cat([along, (image * vector).double().sum(1)])
+            error = _standard_error(top)
+            if error <= precision * top.mean().abs():
                 break
-        results.append((values.mean(), error))
-        counts.append(len(values))
-    return _estimate(results, counts)
+        values.append((top.mean(), error))
+        above = torch.full_like(top, torch.nan) if objective.network.couples_examples else top - along
+        gaps.append((above.mean(), _standard_error(above)))
+        counts.append(len(top))
+    return MiniBatchSharpness(_estimate(values, counts), _estimate(gaps, counts))
 
 
-def _lots(x: torch.Tensor, batch_size: int, draws: int, sampling: str, key: tuple[str | int, ...]) -> Iterator[torch.Tensor]:
+def lots(x: torch.Tensor, batch_size: int, draws: int, sampling: str, key: tuple[str | int, ...]) -> Iterator[torch.Tensor]:
     """Yield lots of independent mini-batches, indices (draws, b); where all batches are the same, one of them."""
     n = x.shape[1]
     if batch_size == n and sampling != "iid":
@@ -253,6 +273,11 @@ def _standard_error(samples: torch.Tensor) -> torch.Tensor:
     if len(samples) == 1:
         return samples.new_zeros(())  # the full batch: nothing was sampled
     return samples.std() / len(samples) ** 0.5
+
+
+def estimate_of(samples: Sequence[torch.Tensor]) -> Estimate:
+    """Mean and standard error of each network's samples, each (D,)."""
+    return _estimate([(row.mean(), _standard_error(row)) for row in samples], [len(row) for row in samples])
 
 
 def _estimate(pairs: list[tuple[torch.Tensor, torch.Tensor]], draws: list[int]) -> Estimate:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eosslib import measurements, windows
+from eosslib import measurements, overlap, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian
 from eosslib.datasets import Dataset
@@ -21,6 +21,10 @@ from eosslib.streams import generator
 log = logging.getLogger(__name__)
 
 Columns = dict[str, torch.Tensor]
+
+
+def _columns(name: str, estimate: measurements.Estimate) -> Columns:
+    return {name: estimate.value, f"{name}_se": estimate.standard_error}
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,12 @@ class Observer:
         Returns:
             The top eigenpairs, and the columns of the run file, each (R,).
         """
-        config, hessian = self.config, moment.hessian
+        config, hessian = self.config.at(moment.step), moment.hessian
         pairs, check = self._sharpness(moment)
-        variance = measurements.variance_of_batch_means(hessian.slopes(pairs.vectors[:, 0]), config.batch_size, config.sampling)
+        slopes = hessian.slopes(pairs.vectors[:, 0])
+        variance = measurements.variance_of_batch_means(slopes, config.batch_size, config.sampling)
+        if self.objective.network.couples_examples:  # no example has a gradient of its own
+            variance = torch.full_like(variance, torch.nan)
         columns = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, config.eig_k)} | {
             "test_accuracy": measurements.loss_and_accuracy(self.objective, moment.theta, self.x_test, self.y_test)[1],
             "sharpness": pairs.values[:, 0],
@@ -82,7 +89,9 @@ class Observer:
             **check,
         }
         if self._samples_due(moment):
-            columns |= self._sampled(moment)
+            columns |= self._sampled(moment, pairs.vectors[:, 0])
+        if moment.step in (0, config.steps):
+            columns |= self._static(moment, pairs.vectors[:, 0])
         if window is not None:
             columns |= self._windowed(moment, pairs.vectors[:, 0], window, rows)
         return pairs, columns
@@ -109,27 +118,38 @@ class Observer:
             log.warning("step %d: eigen-residual %.1e above %.1e", step, pairs.residuals.max(), tol)
         return pairs, check
 
-    def _sampled(self, moment: Moment) -> Columns:
-        """Measure what is estimated from drawn mini-batches."""
-        config = self.config
+    def _sampled(self, moment: Moment, u: torch.Tensor) -> Columns:
+        """Measure what is estimated from drawn mini-batches of the size that the next step will take."""
+        config = self.config.at(moment.step)
         precision = config.sample_precision or math.inf
-        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling, "precision": precision}
+        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling}
         where = (self.objective, moment.theta, self.x, self.y)
         values: Columns = {}
         if config.batch_sharpness_draws:
             keys, draws = moment.keys("batch sharpness"), config.batch_sharpness_draws
-            both = measurements.batch_sharpness(*where, draws=draws, keys=keys, **options)
-            for name, estimate in (
-                ("batch_sharpness", both.ratio_of_means),
-                ("batch_sharpness_mean_of_ratios", both.mean_of_ratios),
-            ):
-                values |= {name: estimate.value, f"{name}_se": estimate.standard_error}
+            both = measurements.batch_sharpness(*where, draws=draws, keys=keys, precision=precision, **options)
+            values |= _columns("batch_sharpness", both.ratio_of_means)
+            values |= _columns("batch_sharpness_mean_of_ratios", both.mean_of_ratios)
             values["batch_sharpness_draws"] = both.ratio_of_means.draws
         if config.minibs_draws:
             keys, draws = moment.keys("minibatch sharpness"), config.minibs_draws
-            estimate = measurements.minibatch_sharpness(*where, draws=draws, keys=keys, **options)
-            values |= {"minibatch_sharpness": estimate.value, "minibatch_sharpness_se": estimate.standard_error}
-            values["minibatch_sharpness_draws"] = estimate.draws
+            top = measurements.minibatch_sharpness(*where, u, draws=draws, keys=keys, precision=precision, **options)
+            values |= _columns("minibatch_sharpness", top.value) | _columns("minibs_gap", top.gap)
+            values["minibatch_sharpness_draws"] = top.value.draws
+        if config.overlap_draws:
+            found = overlap.measure(*where, draws=config.overlap_draws, keys=moment.keys("overlap"), **options)
+            for name, estimate in vars(found).items():
+                values |= _columns(f"overlap_{name}", estimate)
+        return values
+
+    def _static(self, moment: Moment, u: torch.Tensor) -> Columns:
+        """Measure MiniBS and its gap at other batch sizes, at the same parameters."""
+        config, values = self.config, dict[str, torch.Tensor]()
+        for size in config.static_sizes:
+            options: dict[str, Any] = {"batch_size": size, "draws": config.minibs_draws, "sampling": config.sampling}
+            where = (self.objective, moment.theta, self.x, self.y, u)
+            found = measurements.minibatch_sharpness(*where, keys=moment.keys(f"static {size}"), tol=config.eig_tol, **options)
+            values |= _columns(f"static_minibs_{size:04d}", found.value) | _columns(f"static_gap_{size:04d}", found.gap)
         return values
 
     def _windowed(self, moment: Moment, u: torch.Tensor, window: windows.Window, rows: list[int]) -> Columns:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,7 @@ def save(
     caption: str,
     headlines: Sequence[Headline] = (),
     missing: str = "",
+    more: Mapping[str, Figure] | None = None,
 ) -> list[Path]:
     """Write a figure as PNG and PDF, with a JSON of title, caption and headline numbers for the index page.
 
@@ -279,6 +280,7 @@ def save(
         caption: What is shown and what to see.
         headlines: Numbers to stand beside it.
         missing: Runs of the preset that the figure lacks (``frame.attrs["missing"]``); the caption says so.
+        more: Further figures of the same page by name; they are written as ``name-<their name>``.
 
     Returns:
         The files written.
@@ -290,14 +292,15 @@ def save(
         logging.getLogger(__name__).info("figures are only saved where `figures` names a folder")
         return []
     target = Path(folder)
-    paths = [target / f"{name}.{kind}" for kind in ("png", "pdf", "json")]
-    for path in paths[:2]:
+    drawn = {name: fig, **{f"{name}-{part}": figure for part, figure in (more or {}).items()}}
+    images = {target / f"{stem}.{kind}": figure for stem, figure in drawn.items() for kind in ("png", "pdf")}
+    for path, figure in images.items():
         # Without a date in it, the same figure is the same file.
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
         with atomic(path) as temporary:
-            fig.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+            figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     caption += f" Reduced: not trained yet are {missing}." if missing else ""
     record = {"name": name, "title": title, "caption": caption, "headlines": [{**asdict(h), "text": h.text} for h in headlines]}
-    with atomic(paths[2]) as temporary:
+    with atomic(target / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return paths
+    return [*images, target / f"{name}.json"]

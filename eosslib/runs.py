@@ -35,10 +35,12 @@ class Run:
     """One trained network's trajectory.
 
     ``frame`` has a row a measurement: ``step``, ``loss``, ``accuracy``, ``test_accuracy``, ``sharpness`` with
-    ``sharpness_residual`` and ``sharpness_products``, ``noise_variance``, and where samples were due ``sharpness_check``, the
-    sharpness found from a random start, and ``batch_sharpness``, ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``,
-    each with ``_se``, the first and the last with ``_draws``. Where a window ends there are ``raw_alpha`` and the columns
-    ``window_…`` of ``windows.Stabilization``; along coupled steps, one a row, those of ``predicted.Coupled``.
+    ``sharpness_residual`` and ``sharpness_products``, ``noise_variance``. Where samples were due there are also
+    ``sharpness_check``, the sharpness found from a random start, and ``batch_sharpness``, ``batch_sharpness_mean_of_ratios``,
+    ``minibatch_sharpness``, ``minibs_gap`` and ``overlap_…`` (``overlap.Overlap``), each with ``_se``, some with ``_draws``; at
+    the first and the last step ``static_minibs_b`` and ``static_gap_b`` for the batch sizes b of ``static_sizes``; where a window
+    ends ``raw_alpha`` and ``window_…`` (``windows.Stabilization``); along coupled steps, one a row, the columns of
+    ``predicted.Coupled``.
     """
 
     config: RunConfig
@@ -192,7 +194,8 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
 
     Returns:
         A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``loss_name``, ``batch_size``,
-        ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``.
+        ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``;
+        where a schedule changes settings these are the first, and ``edge`` is 2/η in force from the row's step on.
         ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
         committed ones lack (empty if none).
 
@@ -222,6 +225,7 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                     seed=config.seed,
                     lr=config.lr,
                     threshold=config.threshold,
+                    edge=[2.0 / config.at(step).lr for step in run.frame.step],
                     steps=config.steps,
                     full_batch=config.full_batch,
                     diverged=run.diverged_at is not None,

@@ -19,7 +19,7 @@ from eosslib import datasets, dynamics, losses, measurements, models, predicted,
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
 from eosslib.errors import ConfigError, DeviceError
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import Objective
 from eosslib.observing import Moment, Observer
 from eosslib.stepping import Stepper
 from eosslib.streams import generator
@@ -124,7 +124,7 @@ class Trainer:
             models.initialised(config.model, data.shape, data.y.shape[1], seed=c.seed, scale=config.init_scale, **kinds)
             for c in configs
         ]
-        self.objective = Objective(StackedNetwork(networks[0]), losses.by_name(config.loss))
+        self.objective = Objective.of(networks[0], losses.by_name(config.loss))
         vectors = [torch.nn.utils.parameters_to_vector(n.parameters()).detach() for n in networks]
         theta = torch.stack(vectors).to(device=self.device, dtype=dtype)
         # The start of the first eigen-solve; later ones are warm-started. Drawn on the CPU, the same on every device.
@@ -139,7 +139,6 @@ class Trainer:
         self._stepper: Stepper | None = None
         self._window: windows.Window | None = None  # the one that is being averaged
         self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, memory)
-        self.factor = finite_population(data.n, config.batch_size, config.sampling)
 
     def run(self, at_measurement: Callable[[State], None] | None = None) -> State:
         """Train to the end, from wherever ``state`` is.
@@ -171,7 +170,7 @@ class Trainer:
             at_measurement(self.state)
 
     def advance(self, stop: int) -> None:
-        """Make the steps up to ``stop``."""
+        """Make the steps up to ``stop``; settings change only where there is a measurement."""
         state, vectors = self.state, self.state.vectors
         stepper = self._stepper_of(state)
         uses_u = self.config.noise in dynamics.USES_U
@@ -212,10 +211,11 @@ class Trainer:
         return step + (to_begin or config.window_every)
 
     def _stepper_of(self, state: State) -> Stepper:
-        """Return the stepper that holds these parameters; a new one where the stack has changed."""
-        if self._stepper is None or self._stepper.theta is not state.theta:
-            parts = (self.objective, self.x, self.y, self.parts, self.factor)
-            self._stepper = Stepper(self.config, *parts, state.seeds, state.theta)
+        """Return the stepper that holds these parameters; a new one where the stack or a scheduled setting has changed."""
+        config = self.config.at(state.step)
+        if self._stepper is None or self._stepper.theta is not state.theta or self._stepper.config != config:
+            factor = finite_population(self.x.shape[1], config.batch_size, config.sampling)
+            self._stepper = Stepper(config, self.objective, self.x, self.y, self.parts, factor, state.seeds, state.theta)
         return self._stepper
 
     def refresh(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.func import jacrev
 from eosslib import losses, models
 from eosslib.flat import Objective, StackedNetwork
 
-EVERY = [(model, loss) for model in models.MODELS for loss in losses.LOSSES]
+EVERY = [(model, loss) for model in models.WRITTEN_OUT for loss in losses.LOSSES]
 
 
 @dataclass(frozen=True, eq=False)

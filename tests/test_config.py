@@ -99,7 +99,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "null": ({"width": None}, ["width: None is not"]),
     "fraction of a step": ({"steps": 2.5}, ["steps: 2.5 is not of type integer"]),
     "whole float for an integer": ({"batch_size": 8.0}, ["batch_size"]),
-    "unknown model": ({"model": "resnet"}, ["model: 'resnet' is not one of fc-tanh, fc-relu, cnn"]),
+    "unknown model": ({"model": "resnet"}, ["model: 'resnet' is not one of fc-tanh, fc-relu, cnn, cnn5"]),
     "unknown loss": ({"loss": "hinge"}, ["loss: 'hinge' is not one of mse, cross-entropy"]),
     "unknown noise": ({"noise": "pink"}, ["noise: 'pink' is not one of sgd, gaussian"]),
     "unknown data set": ({"dataset": "mnist"}, ["dataset: 'mnist' is not one of digits, cifar10"]),
@@ -117,6 +117,32 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "samples between measurements": ({"sample_every": 7}, ["sample_every 7 is not a multiple of measure_every 5"]),
     "a single draw, no standard error": ({"sample_every": 5, "batch_sharpness_draws": 1}, ["batch_sharpness_draws"]),
     "a single draw of MiniBS": ({"sample_every": 5, "minibs_draws": 1}, ["minibs_draws"]),
+    "a single draw of the overlap": ({"sample_every": 5, "overlap_draws": 1}, ["overlap_draws"]),
+    "static sizes that nothing measures": ({"static_sizes": [4]}, ["static_sizes need minibs_draws"]),
+    "a static size above n": ({"static_sizes": [41], "minibs_draws": 2}, ["batch_size 41 is above the 40 training examples"]),
+    "unknown key of a change": ({"schedule": [{"step": 5, "rate": 1}]}, ["unknown key 'rate' in", "schedule.0"]),
+    "a change of nothing": ({"schedule": [{"step": 5}]}, ["schedule.0: {'step': 5} is not of type object with keys, at least 2"]),
+    "a change without a step": ({"schedule": [{"lr": 1, "batch_size": 4}]}, ["key 'step' is missing in", "schedule.0"]),
+    "a change at the end": ({"schedule": [{"step": 15, "lr": 1}]}, ["schedule: step 15 is not before the end, 12 steps"]),
+    "a change twice": ({"schedule": [{"step": 5, "lr": 1}] * 2}, ["schedule: step 5 does not come after step 5"]),
+    "a change between measurements": (
+        {"schedule": [{"step": 6, "lr": 1}]},
+        ["schedule: step 6 is not a multiple of measure_every 5"],
+    ),
+    "a change to a batch above n": (
+        {"schedule": [{"step": 5, "batch_size": 41}]},
+        ["batch_size 41 is above the 40 training examples"],
+    ),
+    "a change to a negative step size": (
+        {"schedule": [{"step": 5, "lr": -1}]},
+        ["schedule.0.lr: -1 is not of type number above 0"],
+    ),
+    "a change to no number": ({"schedule": [{"step": 5, "lr": float("nan")}]}, ["schedule: lr: nan is not a finite number"]),
+    "a change of the window's settings": (
+        {"schedule": [{"step": 5, "lr": 1}], "window": 5, "window_every": 5},
+        ["schedule: not together with windows"],
+    ),
+    "a schedule that is no list": ({"schedule": 3}, ["schedule: 3 is not"]),
     "seed among the settings": ({"seed": 3}, ["unknown key 'seed'"]),
 }
 
@@ -187,6 +213,8 @@ INVALID: dict[str, dict[str, Any]] = {
     "a batch above n": {"batch_size": 41},
     "a seed that is no integer": {"seed": "one"},
     "a negative seed": {"seed": -1},
+    "a schedule that is no list": {"schedule": 3},
+    "a change to the word full": {"batch_size": 8, "schedule": [{"step": 5, "batch_size": "full"}]},
 }
 
 

@@ -10,7 +10,7 @@ from eosslib import curvature, losses, models
 from eosslib.curvature import Hessian
 from eosslib.flat import Objective, StackedNetwork
 
-MODELS = models.MODELS
+MODELS = models.WRITTEN_OUT
 
 
 def example_bytes(p: Problem) -> int:

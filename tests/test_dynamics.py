@@ -74,7 +74,7 @@ def expected_covariance(p: Problem, name: str) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", models.WRITTEN_OUT)
 @pytest.mark.parametrize("name", ["sgd", "along_u", "without_u"])
 def test_mini_batch_noise_over_all_batches_has_the_mean_and_covariance_of_the_closed_form(name: str, model: str) -> None:
     p = small(model)
@@ -107,7 +107,7 @@ def test_gaussian_noise_lies_in_the_span_of_the_centred_gradients() -> None:
     assert torch.linalg.matrix_rank(noise) == N - 1 < noise.shape[1]
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", models.WRITTEN_OUT)
 def test_directional_diagonal_and_isotropic_noise_have_the_same_total_variance(model: str) -> None:
     p, count = small(model), 1_200
     total = C * float(p.covariance().trace())
@@ -126,7 +126,7 @@ def test_the_projected_parts_add_up_to_the_mini_batch_noise() -> None:
 
 
 @pytest.mark.parametrize("examples", [N, 3])
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", models.WRITTEN_OUT)
 def test_full_gradient_is_the_mean_gradient_however_it_is_cut(model: str, examples: int) -> None:
     p = small(model)
     network = p.objective.network

@@ -10,7 +10,7 @@ from torch import nn
 from eosslib import models
 from eosslib.flat import StackedNetwork
 from eosslib.losses import LOSSES
-from eosslib.models import MODELS
+from eosslib.models import WRITTEN_OUT as MODELS
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -10,7 +10,7 @@ import torch
 from oracles import EVERY, Problem, all_batches, problem, randn, top_vector
 
 from eosslib import measurements
-from eosslib.measurements import BatchSharpness, Estimate
+from eosslib.measurements import BatchSharpness, Estimate, MiniBatchSharpness
 from eosslib.theory import finite_population
 
 N, B = 6, 2
@@ -109,10 +109,14 @@ def sampled(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: 
 
 
 def minibs(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> Estimate:
+    return minibs_and_gap(p, batch_size, draws, stack, **options).value
+
+
+def minibs_and_gap(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> MiniBatchSharpness:
     options = {"tol": 1e-6, **options}
-    return measurements.minibatch_sharpness(
-        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, keys=streams(stack), **options
-    )
+    u = top_vector(p.hessian()).expand(stack, -1)
+    where = (p.objective, p.theta.expand(stack, -1), p.x, p.y, u)
+    return measurements.minibatch_sharpness(*where, batch_size=batch_size, draws=draws, keys=streams(stack), **options)
 
 
 def assert_within(estimate: Estimate, exact: torch.Tensor, errors: float = 4.5) -> None:
@@ -205,6 +209,26 @@ def test_minibatch_sharpness_is_above_the_sharpness(model: str, loss: str) -> No
     assert float(estimate.value - 4.5 * estimate.standard_error) > float(torch.linalg.eigvalsh(p.hessian())[-1])
 
 
+@pytest.mark.parametrize("sampling", ["reshuffle", "iid"])
+@pytest.mark.parametrize(("model", "loss"), EVERY)
+def test_the_gap_of_minibatch_sharpness_is_that_over_all_batches(model: str, loss: str, sampling: str) -> None:
+    p = few_examples(model, loss)
+    tops = exhaustive(p, B)[2]
+    if sampling == "iid":
+        tops = torch.stack([torch.linalg.eigvalsh(p.hessian(0, [i, j]))[-1] for i in range(N) for j in range(N)])
+    gap = minibs_and_gap(p, B, draws=200, sampling=sampling).gap
+    assert_within(gap, tops.mean() - torch.linalg.eigvalsh(p.hessian())[-1])
+
+
+def test_close_to_the_full_batch_the_gap_is_known_far_better_than_minibs() -> None:
+    p = problem(n=40)
+    found = minibs_and_gap(p, 38, draws=30)
+    assert float(found.gap.standard_error) < float(found.value.standard_error) / 3
+    assert float(found.gap.value) > 4.5 * float(found.gap.standard_error) > 0
+    full = minibs_and_gap(p, 40, draws=30)
+    assert abs(float(full.gap.value)) < 1e-9 * float(full.value.value)
+
+
 @pytest.mark.parametrize("draws", [0, 1])
 def test_fewer_than_two_draws_have_no_standard_error_and_are_refused(draws: int) -> None:
     p = few_examples()
@@ -238,7 +262,9 @@ def test_cuda_and_cpu_agree_on_every_measurement(cuda: torch.device) -> None:
             measurements.batch_sharpness(p.objective, theta, x, y, batch_size=5, draws=7, keys=streams(2)).ratio_of_means.value
         ),
         lambda theta, x, y: (
-            measurements.minibatch_sharpness(p.objective, theta, x, y, batch_size=5, draws=7, keys=streams(2), tol=1e-8).value
+            measurements.minibatch_sharpness(
+                p.objective, theta, x, y, u.to(x.device), batch_size=5, draws=7, keys=streams(2), tol=1e-8
+            ).value.value
         ),
     ):
         torch.testing.assert_close(measure(*there).cpu(), measure(*here), rtol=1e-8, atol=0)
@@ -260,4 +286,6 @@ def test_further_lots_are_drawn_until_the_precision_asked_for_is_reached() -> No
 def test_lots_end_where_the_precision_cannot_be_reached() -> None:
     p = few_examples()
     options = {"batch_size": B, "draws": 2, "keys": streams(1), "precision": 1e-9}
-    assert int(measurements.minibatch_sharpness(p.objective, p.theta, p.x, p.y, **options).draws) == 2 * measurements.MAX_LOTS
+    u = top_vector(p.hessian()).unsqueeze(0)
+    found = measurements.minibatch_sharpness(p.objective, p.theta, p.x, p.y, u, **options)
+    assert int(found.value.draws) == 2 * measurements.MAX_LOTS

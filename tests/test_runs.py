@@ -183,6 +183,7 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
         "seed",
         "lr",
         "threshold",
+        "edge",
         "steps",
         "full_batch",
     ]
@@ -193,7 +194,7 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
     assert table.groupby("entry").size().to_dict() == {"one": 12, "two": 6}
     assert set(table[table.full_batch].batch_size) == {40}
     assert set(table[table.entry == "two"].loss_name) == {"cross-entropy"}
-    assert set(table.threshold) == {20.0}
+    assert set(table.threshold) == {20.0} == set(table.edge)
     assert not table.diverged.any()
     assert "CPU" in table.attrs["source"]
 

@@ -17,7 +17,7 @@ from eosslib import datasets, dynamics, measurements, models, stepping
 from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
 from eosslib.errors import DeviceError
-from eosslib.models import MODELS
+from eosslib.models import WRITTEN_OUT as MODELS
 from eosslib.sampling import batches
 from eosslib.training import Row, State, Trainer, choose_device
 

@@ -1,0 +1,100 @@
+"""Panels for the figures of the EoSS paper: the three sharpnesses over training and against batch size, changes of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+QUANTITIES = {"minibatch_sharpness": "MiniBS", "batch_sharpness": "batch sharpness", "sharpness": "FullBS"}
+
+
+def color(index: int) -> tuple[float, float, float]:
+    """Return a colour of the house palette."""
+    return sns.color_palette("colorblind")[index]
+
+
+def over_training(ax: Axes, part: pd.DataFrame) -> None:
+    """Draw MiniBS, batch sharpness and FullBS in units of 2/η against steps: mean over seeds and range of the seeds.
+
+    Args:
+        ax: Where to draw.
+        part: Trajectories of one group of runs.
+    """
+    for index, (column, name) in enumerate(QUANTITIES.items()):
+        _line(ax, part, part[column] / part.edge, color=color(index), label=name)
+    ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
+    ax.set(xlabel="step", xlim=(0, part.step.max()), ylim=(0, None))
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
+    ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+
+
+def plateaus(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw the plateaus of the three quantities in units of 2/η against batch size: mean and standard error over seeds.
+
+    Args:
+        ax: Where to draw.
+        table: Plateaus of one entry, as ``analysis.plateaus`` gives them with the quantities as ``more``.
+    """
+    for index, (column, name) in enumerate(QUANTITIES.items()):
+        relative = (table[column] / table.threshold).groupby(table.batch_size)
+        mean, error = relative.mean(), relative.sem()
+        style: dict[str, Any] = {"color": color(index), "fmt": "o-", "ms": 3, "lw": 1.0, "label": name}
+        ax.errorbar(mean.index, mean, error.fillna(0.0), **style)
+    ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
+    ax.set(xscale="log", xlabel="batch size b", ylim=(0, None))
+    sizes = np.sort(table.batch_size.unique())
+    ax.set_xticks(sizes[:: max(1, len(sizes) // 5)])
+    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+
+
+def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str], at: int) -> None:
+    """Draw runs around a change of settings, MiniBS above and FullBS below, with each run's own 2/η.
+
+    Args:
+        axes: Two.
+        frame: Trajectories; the entry that changes comes first in ``labels``.
+        labels: Entry → what to call it.
+        at: Step of the change.
+    """
+    columns = ("minibatch_sharpness", "sharpness")
+    for ax, column in zip(axes, columns, strict=True):
+        for index, (entry, name) in enumerate(labels.items()):
+            part = frame[frame.entry == entry]
+            _line(ax, part, part[column], color=("C3", "0.35", "C0")[index], label=name, zorder=5 - index)
+        edge = frame[frame.entry == next(iter(labels))].groupby("step").edge.first()
+        ax.step(edge.index, edge, where="post", color="0.45", lw=0.9, ls=":", zorder=0, label="2/η")
+        ax.axvline(at, color="0.8", lw=0.8, zorder=0)
+        ax.set(xlim=(0, frame.step.max()), ylim=(0, None), ylabel=QUANTITIES[column])
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+        ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes[-1].set_xlabel("step")
+
+
+def against(ax: Axes, part: pd.DataFrame, columns: Mapping[str, str], by: str = "step", ranged: bool = True) -> None:
+    """Draw several columns against another one: mean over seeds and range of the seeds.
+
+    Args:
+        ax: Where to draw.
+        part: Rows of one group of runs.
+        columns: Column → what to call it.
+        by: Column of the horizontal axis.
+        ranged: Whether to draw the range.
+    """
+    for index, (column, name) in enumerate(columns.items()):
+        _line(ax, part, part[column], by=by, ranged=ranged, color=color(index), label=name)
+    ax.set(xlabel=by, xlim=(part[by].min(), part[by].max()))
+
+
+def _line(ax: Axes, part: pd.DataFrame, values: pd.Series, by: str = "step", ranged: bool = True, **style: Any) -> None:
+    grouped = values[values.notna() & ~part.diverged].groupby(part[by])
+    ax.plot(grouped.mean(), **style)
+    if ranged and part.seed.nunique() > 1:
+        ax.fill_between(grouped.min().index, grouped.min(), grouped.max(), color=style["color"], alpha=0.18, lw=0)
