@@ -6,6 +6,7 @@ Every error bar is a standard error over seeds unless it says otherwise.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -185,7 +186,9 @@ class BrokenPowerLaw:
     breaks: np.ndarray  # (m − 1,), x where one piece meets the next
     breaks_se: np.ndarray
     r_squared: float
-    bic: float  # Bayesian information criterion; the smaller, the better the number of pieces
+    # Bayesian information criterion, the smaller the better; a further piece counts as three parameters, because its break is
+    # chosen among many (BIC₃ of joinpoint regression; Kim et al. 2022, doi:10.1080/02664763.2022.2063265).
+    bic: float
     _parameters: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -235,7 +238,10 @@ def fit_broken_power_law(x: Sequence[float] | pd.Series, y: Sequence[float] | pd
         loss = float(((columns @ solution - v) ** 2).sum())
         if loss < best[0]:
             best = (loss, [*solution[:2], *(value for pair in zip(solution[2:], breaks, strict=True) for value in pair)])
-    parameters, covariance = optimize.curve_fit(_broken_line, t, v, p0=best[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a break that the data do not need has no error: NaN
+        parameters, covariance = optimize.curve_fit(_broken_line, t, v, p0=best[1], maxfev=10_000)
+    covariance = np.where(np.isfinite(covariance).all(), covariance, np.nan)
     loss = max(float(((_broken_line(t, *parameters) - v) ** 2).sum()), np.finfo(float).tiny)
     sums = np.tril(np.ones((pieces, pieces)))  # the slope of a piece is the first slope and all bends before it
     places = [1, *range(2, 2 * pieces, 2)]
@@ -246,7 +252,7 @@ def fit_broken_power_law(x: Sequence[float] | pd.Series, y: Sequence[float] | pd
         breaks=breaks,
         breaks_se=breaks * np.sqrt(np.diag(covariance)[3::2]),
         r_squared=1.0 - loss / float(((v - v.mean()) ** 2).sum()),
-        bic=len(t) * np.log(loss / len(t)) + 2 * pieces * np.log(len(t)),
+        bic=len(t) * np.log(loss / len(t)) + (3 * pieces - 1) * np.log(len(t)),
         _parameters=parameters,
     )
 

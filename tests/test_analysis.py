@@ -190,3 +190,68 @@ def test_what_other_directions_carry_is_taken_from_the_first():
     edge = 2 * 0.125  # two batches an epoch
     assert sgd.top_1 * (1 - LR * sgd.top_1 / 2) == pytest.approx(edge)  # E[x²] = 2α/β
     assert sgd.top_2 * (1 - LR * sgd.top_2 / 2) == pytest.approx(2 * edge)  # half of it
+
+
+# --- broken power laws and static gaps ---------------------------------------------------------------------------------------
+
+
+def broken(x: np.ndarray, slopes: list[float], breaks: list[float]) -> np.ndarray:
+    """A continuous power law of several pieces, 1 at x = 1."""
+    result = np.ones_like(x)
+    for slope, low, high in zip(slopes, [1.0, *breaks], [*breaks, np.inf], strict=True):
+        result *= np.clip(x / low, 1.0, high / low) ** slope
+    return result
+
+
+SIZES = np.geomspace(1, 1000, 25)
+
+
+@pytest.mark.parametrize(("slopes", "breaks"), [([-1.0], []), ([-0.2, -1.0], [12.0]), ([-0.1, -0.7, -2.0], [8.0, 200.0])])
+def test_a_broken_power_law_is_recovered(slopes: list[float], breaks: list[float]) -> None:
+    fit = analysis.fit_broken_power_law(SIZES, broken(SIZES, slopes, breaks), len(slopes))
+    assert fit.slopes == pytest.approx(slopes, abs=1e-6)
+    assert fit.breaks == pytest.approx(breaks, rel=1e-5)
+    assert fit(SIZES) == pytest.approx(broken(SIZES, slopes, breaks), rel=1e-5)
+
+
+def test_errors_of_a_broken_power_law_are_calibrated() -> None:
+    """Over many noisy copies of the same law, the spread of slopes and breaks is what the fits say it is."""
+    rng = np.random.default_rng(0)
+    exact = broken(SIZES, [-0.2, -1.0], [12.0])
+    fits = [analysis.fit_broken_power_law(SIZES, exact * np.exp(rng.normal(0, 0.05, len(SIZES))), 2) for _ in range(200)]
+    for name, truth in (("slopes", [-0.2, -1.0]), ("breaks", [12.0])):
+        values = np.array([getattr(fit, name) for fit in fits])
+        errors = np.array([getattr(fit, f"{name}_se") for fit in fits])
+        assert values.mean(0) == pytest.approx(truth, abs=4 * values.std(0).max() / 200**0.5 + 0.02 * np.abs(truth).max())
+        assert values.std(0) / np.sqrt((errors**2).mean(0)) == pytest.approx(np.ones(values.shape[1]), abs=0.25)
+
+
+@pytest.mark.parametrize(("slopes", "breaks"), [([-1.0], []), ([-0.2, -1.0], [12.0]), ([-0.1, -0.7, -2.0], [8.0, 200.0])])
+def test_the_number_of_regimes_is_found(slopes: list[float], breaks: list[float]) -> None:
+    found = []
+    for seed in range(20):
+        fits = analysis.fit_regimes(SIZES, broken(SIZES, slopes, breaks) * np.exp(np.random.default_rng(seed).normal(0, 0.05, 25)))
+        assert set(fits) == {1, 2, 3}
+        found.append(next(iter(fits)))
+    assert found.count(len(slopes)) >= 17
+
+
+def test_too_few_points_for_so_many_pieces_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 pieces need more than 6 positive points, there are 6"):
+        analysis.fit_broken_power_law([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, -7], 3)
+    assert set(analysis.fit_regimes([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])) == {1, 2}
+
+
+def test_static_gaps_have_a_row_a_run_step_and_batch_size():
+    made = family()
+    ends = made.step.isin([0, 4000])
+    for size in (2, 8):
+        for kind, value in (("minibs", 10.0), ("gap", 1.0)):
+            made[f"static_{kind}_{size:04d}"] = np.where(ends, value / size, np.nan)
+            made[f"static_{kind}_{size:04d}_se"] = np.where(ends, 0.1, np.nan)
+    table = analysis.static_gaps(made)
+    assert len(table) == 2 * 2 * 18  # sizes, steps, runs
+    assert set(table.step) == {0, 4000}
+    assert table.gap.tolist() == (1.0 / table["size"]).tolist()
+    assert table.minibs.tolist() == (10.0 / table["size"]).tolist()
+    assert table.factor.tolist() == pytest.approx(((1000 - table["size"]) / (table["size"] * 999)).tolist())
