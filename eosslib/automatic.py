@@ -29,6 +29,8 @@ COUPLING = (nn.modules.batchnorm._BatchNorm,)
 class ModuleNetwork:
     """A module as a function of a stack of flat parameter vectors; the networks of a stack are computed one after the other.
 
+    Only parameters that require a gradient count; a parameter that the module uses in several places counts once.
+
     Attributes:
         shapes: Shapes of the parameters of one network, in the module's order.
         size: P, the number of parameters of one network.
@@ -40,8 +42,9 @@ class ModuleNetwork:
     def __init__(self, module: nn.Module) -> None:
         """Take hold of the module; its parameters' values are not used, its buffers are, and stay as they are."""
         self.module = module
-        self.names = [name for name, _ in module.named_parameters()]
-        self.shapes = [tuple(p.shape) for p in module.parameters()]
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.names = list(trained)
+        self.shapes = [tuple(p.shape) for p in trained.values()]
         self.sizes = [prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
         self.couples_examples = module.training and any(isinstance(part, COUPLING) for part in module.modules())
@@ -139,7 +142,11 @@ class AutomaticLinearization:
         # Where the parameters are part of a graph already, so is everything here: third derivatives are taken through it.
         self._deeper = any(p.requires_grad for p in params)
         size = x.shape[1]
-        weights = weights[0] if isinstance(weights, torch.Tensor) else torch.full((size,), weights, device=x.device, dtype=y.dtype)
+        weights = (
+            weights[0]
+            if isinstance(weights, torch.Tensor)
+            else torch.full((size,), weights, device=x.device, dtype=params[0].dtype)
+        )
         self._weights = weights.detach().clone().requires_grad_()
         with torch.enable_grad(), self._kept:
             self._leaves = [p[0] if p.requires_grad else p[0].detach().requires_grad_() for p in params]
@@ -166,7 +173,7 @@ class AutomaticLinearization:
     @property
     def right(self) -> torch.Tensor:
         """Whether the largest output is that of the largest target (1, B)."""
-        return (self._outputs.argmax(-1) == self._y.argmax(-1)).unsqueeze(0)
+        return self._loss.right(self._outputs, self._y).unsqueeze(0)
 
     def gradient(self) -> list[torch.Tensor]:
         """Return ∇L per parameter, each (1, *shape)."""

@@ -148,7 +148,7 @@ class Linearization:
     @property
     def right(self) -> torch.Tensor:
         """Whether the largest output is that of the largest target (R, B)."""
-        return self.outputs.argmax(-1) == self._y.argmax(-1)
+        return self._loss.right(self.outputs, self._y)
 
     @property
     def nbytes(self) -> int:

@@ -21,6 +21,7 @@ class Loss:
     value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ℓ: (…)
     gradient: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ∂ℓ/∂f: (…, K)
     curvature: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (∂²ℓ/∂f²) v for v (…, K): (…, K)
+    right: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda f, y: f.argmax(-1) == y.argmax(-1)  # rightly classified
 
 
 def mse(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,8 @@ def against(ax: Axes, part: pd.DataFrame, columns: Mapping[str, str], by: str = 
         ranged: Whether to draw the range.
     """
     for index, (column, name) in enumerate(columns.items()):
-        _line(ax, part, part[column], by=by, ranged=ranged, color=color(index), label=name)
+        style = {"color": color(index), "ls": ("-", "--", ":")[index % 3], "lw": 1.2 + 0.4 * (index % 3), "label": name}
+        _line(ax, part, part[column], by=by, ranged=ranged, **style)
     ax.set(xlabel=by, xlim=(part[by].min(), part[by].max()))
 
 
@@ -98,3 +99,30 @@ def _line(ax: Axes, part: pd.DataFrame, values: pd.Series, by: str = "step", ran
     ax.plot(grouped.mean(), **style)
     if ranged and part.seed.nunique() > 1:
         ax.fill_between(grouped.min().index, grouped.min(), grouped.max(), color=style["color"], alpha=0.18, lw=0)
+
+
+def tracked(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw what a ``SharpnessTracker`` measured against the threshold of the optimizer.
+
+    Args:
+        frame: ``SharpnessTracker.frame``.
+        ax: Where to draw; default: a new figure.
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")[1]
+    names = {"preconditioned_sharpness": "preconditioned sharpness", **QUANTITIES, "sharpness": "sharpness"}
+    for index, (column, name) in enumerate(names.items()):
+        if column in frame and frame[column].notna().any():
+            part = frame[frame[column].notna()]
+            ax.plot(part.step, part[column], "o-", ms=2.5, lw=1.0, color=color((3, 0, 1, 2)[index]), label=name)
+            if f"{column}_se" in frame:
+                error = part[f"{column}_se"]
+                ax.fill_between(
+                    part.step, part[column] - error, part[column] + error, color=color((3, 0, 1, 2)[index]), alpha=0.2, lw=0
+                )
+    ax.plot(frame.step, frame.threshold, color="0.45", lw=1.0, ls=":", label="threshold")
+    ax.set(xlabel="step", ylabel="curvature", ylim=(0, None))
+    ax.legend(fontsize=7)
+    return ax

@@ -65,6 +65,16 @@ def threshold(lr: Number) -> Number:
     return 2.0 / lr
 
 
+def momentum_threshold(lr: Number, momentum: float, nesterov: bool = False) -> Number:
+    """(2 + 2μ)/η with heavy-ball momentum μ, (2 + 2μ)/(η(1 + 2μ)) with Nesterov's (Cohen et al. 2021, theorem 1)."""
+    return (2.0 + 2.0 * momentum) / (lr * (1.0 + 2.0 * momentum) if nesterov else lr)
+
+
+def adam_threshold(lr: Number, beta1: float = 0.9) -> Number:
+    """(2 + 2β₁)/((1 − β₁)η), against the top eigenvalue of the preconditioned Hessian (Cohen et al. 2022, arXiv:2207.14484)."""
+    return (2.0 + 2.0 * beta1) / ((1.0 - beta1) * lr)
+
+
 def predicted_gap(lr: Number, alpha: Number, beta: Number, noise_variance: Number) -> Number:
     """ΔS = ηβσ_u²/(4α), the gap between the plateaus of GD and SGD (gap paper, the closed form)."""
     return lr * beta * noise_variance / (4.0 * alpha)

@@ -1,0 +1,352 @@
+"""The tracker: right numbers on any module, a training left as it is, and clear refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from oracles import randn
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from eosslib import SharpnessTracker, theory
+from eosslib.errors import ConfigError
+
+N = 24
+Network = Callable[[], nn.Module]
+
+
+def data(outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    return randn(N, 5, seed=1), randn(N, outputs, seed=2)
+
+
+def labels() -> tuple[torch.Tensor, torch.Tensor]:
+    return data()[0], torch.arange(N) % 3
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def sgd(model: nn.Module, **options: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **{"lr": 0.1, **options})
+
+
+def tracked(model: nn.Module, loss: Callable | None = None, examples: object = None, **options: object) -> SharpnessTracker:
+    optimizer = options.pop("optimizer", None) or sgd(model)
+    chosen = data() if examples is None else examples
+    return SharpnessTracker(model, loss or nn.MSELoss(), chosen, optimizer, **{"batch_size": 6, "tol": 1e-8, **options})
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def dense(model: nn.Module, loss: Callable, inputs: tuple, targets: torch.Tensor) -> torch.Tensor:
+    """Hessian of the mean loss with respect to the trained parameters, through the module itself."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def value(theta: torch.Tensor) -> torch.Tensor:
+        parts = theta.split([p.numel() for p in named.values()])
+        values = {name: part.reshape(p.shape) for (name, p), part in zip(named.items(), parts, strict=True)}
+        return loss(torch.func.functional_call(model, values, inputs), targets)
+
+    return torch.autograd.functional.hessian(value, flat(model))
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """Uses one matrix twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(5, 5)
+        self.second = nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(5, 3)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class Sum(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.inner(a + b**2)
+
+
+def frozen() -> nn.Module:
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.GroupNorm(2, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+@pytest.mark.parametrize("memory", [4 << 30, 1])
+@pytest.mark.parametrize("network", [mlp, Tied, frozen, normalised])
+def test_sharpness_is_that_of_the_dense_hessian(network: Network, memory: int) -> None:
+    model = network()
+    row = tracked(model, memory=memory).measure(0)
+    values = torch.linalg.eigvalsh(dense(model, nn.functional.mse_loss, (data()[0],), data()[1]))
+    assert row["sharpness"] == pytest.approx(float(values[-1]), rel=1e-8)
+    assert row["loss"] == pytest.approx(nn.functional.mse_loss(model(data()[0]), data()[1]).item(), rel=1e-10)
+    assert row["sharpness_residual"] <= 1e-8
+    assert row["threshold"] == 20.0
+
+
+def test_noise_variance_and_batch_sharpness_are_those_of_single_gradients() -> None:
+    model, loss = mlp(), nn.CrossEntropyLoss()
+    row = tracked(model, loss, labels(), draws=400).measure(0)
+    x, y = labels()
+    gradients = []
+    for i in range(N):
+        model.zero_grad()
+        loss(model(x[i : i + 1]), y[i : i + 1]).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.zero_grad()
+    hessian = dense(model, loss, (x,), y)
+    u = torch.linalg.eigh(hessian).eigenvectors[:, -1]
+    expected = (torch.stack(gradients) @ u).var(correction=0) * theory.finite_population(N, 6)
+    assert row["noise_variance"] == pytest.approx(float(expected), rel=1e-6)
+    quotients = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(400):
+        batch = torch.randperm(N, generator=generator)[:6]
+        g = torch.stack(gradients)[batch].mean(0)
+        quotients.append((float(g @ dense(model, loss, (x[batch],), y[batch]) @ g), float(g @ g)))
+    mean = np.array(quotients).mean(0)
+    spread = np.array(quotients).std(0)[0] / mean[0] / 20  # of the independent estimate, roughly
+    assert row["batch_sharpness"] == pytest.approx(
+        mean[0] / mean[1], abs=4 * (row["batch_sharpness_se"] + spread * mean[0] / mean[1])
+    )
+    assert row["minibatch_sharpness"] > row["sharpness"]
+    gap = row["minibatch_sharpness"] - row["sharpness"]
+    assert row["minibs_gap"] == pytest.approx(gap, abs=4 * row["minibatch_sharpness_se"])
+
+
+def test_at_the_full_batch_everything_is_the_sharpness() -> None:
+    row = tracked(mlp(), batch_size=N).measure(0)
+    assert row["minibatch_sharpness"] == pytest.approx(row["sharpness"], rel=1e-6)
+    assert row["noise_variance"] == pytest.approx(0.0, abs=1e-15)
+    assert row["batch_sharpness_se"] == 0.0
+
+
+def test_tuple_inputs_dictionaries_loaders_and_datasets_give_the_same_numbers() -> None:
+    (a, y), b = data(), randn(N, 5, seed=3)
+
+    class Rows(Dataset):
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+            return {"a": a[i], "b": b[i], "labels": y[i]}
+
+    expected = tracked(Sum(), examples=(a, b, y)).measure(0)
+    for examples in (TensorDataset(a, b, y), DataLoader(TensorDataset(a, b, y), 6, shuffle=True), Rows(), DataLoader(Rows(), 6)):
+        row = tracked(Sum(), examples=examples).measure(0)
+        assert row == pytest.approx(expected, rel=1e-9)
+    loader = DataLoader(Rows(), 6)
+    assert tracked(Sum(), examples=loader, batch_size=None).batch_size == 6
+
+
+def test_a_window_gives_alpha_beta_and_the_predicted_gap() -> None:
+    model = mlp()
+    tracker, optimizer = tracked(model, window=10), sgd(model)
+    for _ in range(10):
+        assert "alpha" not in tracker.measure(0)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(data()[0]), data()[1]).backward()
+        optimizer.step()
+        tracker.after_step()
+    row = tracker.measure(10)
+    noise = row["predicted_gap"] * 4 * row["alpha"] / (0.1 * row["beta"])
+    assert row["beta"] > 0
+    assert noise > 0
+
+
+# --- the training is left alone ----------------------------------------------------------------------------------------------
+
+
+def train(network: Network, measured: bool, optimizer: Callable = sgd) -> tuple[dict, list, dict]:
+    """Train with the global random stream, batches of 6, and state what is left."""
+    model = network()
+    steps, losses = optimizer(model), []
+    tracker = SharpnessTracker(model, nn.MSELoss(), data(), steps, batch_size=6) if measured else None
+    torch.manual_seed(7)
+    for step in range(6):
+        if tracker is not None and step % 2 == 0:
+            tracker.measure(step)
+        batch = torch.randperm(N)[:6]
+        loss = nn.functional.mse_loss(model(data()[0][batch]), data()[1][batch])
+        loss.backward()  # gradients add up: a measurement that touched them would be seen
+        steps.step()
+        losses.append(loss.item())
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert model.training
+    return model.state_dict() | {"random": torch.get_rng_state()}, losses, gradients
+
+
+def with_batch_norm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+@pytest.mark.parametrize("optimizer", [sgd, lambda m: sgd(m, momentum=0.9), lambda m: torch.optim.Adam(m.parameters(), lr=0.01)])
+@pytest.mark.parametrize("network", [mlp, with_batch_norm])
+def test_a_training_is_the_same_bit_for_bit_with_and_without_measurements(network: Network, optimizer: Callable) -> None:
+    (state, losses, gradients), (other, other_losses, other_gradients) = (train(network, m, optimizer) for m in (True, False))
+    assert losses == other_losses
+    assert all(torch.equal(state[key], other[key]) for key in other)
+    assert all(torch.equal(gradients[key], other_gradients[key]) for key in other_gradients)
+
+
+# --- thresholds --------------------------------------------------------------------------------------------------------------
+
+
+def growth(optimizer: Callable, curvature: float) -> float:
+    """Size of a one-parameter quadratic's iterate after many steps, over the start."""
+    point = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    steps = optimizer([point])
+    for _ in range(3000):
+        steps.zero_grad()
+        (curvature / 2 * point.square()).sum().backward()
+        steps.step()
+        if abs(point.item()) > 1e6:
+            break
+    return abs(point.item())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5}, {"weight_decay": 3.0}]
+)
+def test_sgd_diverges_just_above_the_threshold_and_not_below(options: dict) -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    tracker = SharpnessTracker(model, nn.MSELoss(), (randn(4, 1), randn(4, 1)), sgd(model, **options))
+    threshold = tracker.measure(0)["threshold"]
+    assert growth(lambda p: torch.optim.SGD(p, lr=0.1, **options), 0.98 * threshold) < 1e-3
+    assert growth(lambda p: torch.optim.SGD(p, lr=0.1, **options), 1.02 * threshold) > 1e3
+
+
+def test_adams_threshold_is_that_of_its_recurrence() -> None:
+    """With the preconditioner held fixed: m ← β₁m + (1−β₁)λx, x ← x − ηm; the spectral radius is one at the threshold."""
+    lr, beta = 0.01, 0.9
+    for factor, expected in ((0.99, False), (1.01, True)):
+        curvature = factor * theory.adam_threshold(lr, beta)
+        step = np.array([[1 - lr * (1 - beta) * curvature, -lr * beta], [(1 - beta) * curvature, beta]])
+        assert (np.abs(np.linalg.eigvals(step)).max() > 1) == expected
+    assert theory.adam_threshold(1.0) == pytest.approx(38.0)
+
+
+def test_adams_sharpness_is_that_of_the_preconditioned_hessian() -> None:
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    tracker = tracked(model, optimizer=optimizer)
+    assert "preconditioned_sharpness" not in tracker.measure(0)  # no state yet
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(data()[0]), data()[1]).backward()
+        optimizer.step()
+    row = tracker.measure(3)
+    second = torch.cat([optimizer.state[p]["exp_avg_sq"].flatten() for p in model.parameters()])
+    p = (1 - 0.9**3) * ((second / (1 - 0.999**3)).sqrt() + 1e-8)  # Cohen et al. 2022, equation for P_t
+    hessian = dense(model, nn.functional.mse_loss, (data()[0],), data()[1])
+    expected = torch.linalg.eigvalsh(hessian / (p.sqrt()[:, None] * p.sqrt()[None, :]))[-1]
+    assert row["preconditioned_sharpness"] == pytest.approx(float(expected), rel=1e-7)
+    assert row["threshold"] == pytest.approx(3800.0)
+
+
+# --- table and plot ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_go_into_the_table_to_the_callback_and_into_the_plot() -> None:
+    seen = []
+    tracker = tracked(mlp(), callback=lambda step, row: seen.append((step, row["sharpness"])), minibs=False)
+    for step in (0, 5):
+        tracker.measure(step)
+    assert tracker.frame.step.tolist() == [0, 5]
+    assert seen == list(zip([0, 5], tracker.frame.sharpness, strict=True))
+    assert "minibatch_sharpness" not in tracker.frame
+    ax = tracker.plot()
+    assert {line.get_label() for line in ax.get_lines()} == {"sharpness", "batch sharpness", "threshold"}
+    plt.close(ax.figure)
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------------------
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> object:
+        return iter([])
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.inner(x)}
+
+
+def groups(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.2}], lr=0.1)
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "a stream": (lambda: tracked(mlp(), examples=Stream()), "cannot be fetched by index"),
+    "a sum": (lambda: tracked(mlp(), nn.MSELoss(reduction="sum")), "not the mean over its examples"),
+    "a loss of many numbers": (lambda: tracked(mlp(), nn.MSELoss(reduction="none")), "not a number: use reduction='mean'"),
+    "class weights": (
+        lambda: tracked(mlp(), nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double()), labels()),
+        "not the mean over its examples",
+    ),
+    "a model that returns a dictionary": (lambda: tracked(Named()), "returns dict, not a tensor: wrap it"),
+    "another optimizer": (lambda: tracked(mlp(), optimizer=torch.optim.RMSprop(mlp().parameters())), "RMSprop is not known here"),
+    "an optimizer of another model": (lambda: tracked(mlp(), optimizer=sgd(mlp())), "does not train all parameters"),
+    "dampening": (lambda: tracked(m := mlp(), optimizer=sgd(m, momentum=0.9, dampening=0.1)), "dampening"),
+    "amsgrad": (lambda: tracked(m := mlp(), optimizer=torch.optim.Adam(m.parameters(), amsgrad=True)), "amsgrad"),
+    "two step sizes": (lambda: tracked(m := mlp(), optimizer=groups(m)), "parameter groups have different settings"),
+    "a batch above n": (lambda: tracked(mlp(), batch_size=N + 1), "batch_size 25 is above the 24 examples"),
+    "dropout": (
+        lambda: tracked(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.1)).double()).measure(0),
+        "dropout makes the loss a random number: call model.eval()",
+    ),
+    "batch normalisation beyond the memory": (lambda: tracked(with_batch_norm(), memory=10).measure(0), "in one pass"),
+    "nothing to train": (lambda: tracked(nn.Sequential(nn.Tanh()), optimizer=sgd(mlp())), "no parameters that require a gradient"),
+    "a dictionary without targets": (
+        lambda: tracked(mlp(), examples=[{"x": torch.ones(5), "y": torch.ones(3)}] * 8),
+        "say with target= which are the targets",
+    ),
+}
+
+
+@pytest.mark.parametrize(("attempt", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_measured_is_refused_with_what_to_do(attempt: Callable, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        attempt()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dropout_in_evaluation_mode_is_measured() -> None:
+    plain = mlp()
+    model = nn.Sequential(*plain, nn.Dropout(0.5)).double().eval()
+    assert tracked(model).measure(0)["sharpness"] == pytest.approx(tracked(plain).measure(0)["sharpness"], rel=1e-9)
+    assert not model.training
