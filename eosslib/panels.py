@@ -72,9 +72,12 @@ def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str],
         edge = frame[frame.entry == next(iter(labels))].groupby("step").edge.first()
         ax.step(edge.index, edge, where="post", color="0.45", lw=0.9, ls=":", zorder=0, label="2/η")
         ax.axvline(at, color="0.8", lw=0.8, zorder=0)
-        ax.set(xlim=(0, frame.step.max()), ylim=(0, None), ylabel=QUANTITIES[column])
-        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+        ax.set(xlim=(0, frame.step.max()), ylabel=QUANTITIES[column])
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
         ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    top = max(float(np.nanmax(line.get_ydata())) for ax in axes for line in ax.get_lines()[:-1])
+    for ax in axes:
+        ax.set_ylim(0, 1.05 * top)
     axes[-1].set_xlabel("step")
 
 
