@@ -26,7 +26,7 @@ def figures(folder: Path, preset: Preset) -> list[dict[str, Any]]:
         if not record.is_file():
             continue
         page = f"{notebook}.html" if (folder / f"{notebook}.html").is_file() else None
-        found.append({**json.loads(record.read_text(encoding="utf-8")), "page": page})
+        found.append({"more": [], **json.loads(record.read_text(encoding="utf-8")), "page": page})
     if not found:
         raise RunFileError(f"{folder} holds no figures: run `snakemake --cores 4 all --config preset={preset.name}`")
     return found

@@ -30,8 +30,8 @@ def over_training(ax: Axes, part: pd.DataFrame) -> None:
     for index, (column, name) in enumerate(QUANTITIES.items()):
         _line(ax, part, part[column] / part.edge, color=color(index), label=name)
     ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
-    ax.set(xlabel="step", xlim=(0, part.step.max()), ylim=(0, None))
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
+    end = part.step.max()
+    ax.set(xlabel="step", xlim=(0, end), xticks=[0, end // 2, end])
     ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
 
 
@@ -48,7 +48,7 @@ def plateaus(ax: Axes, table: pd.DataFrame) -> None:
         style: dict[str, Any] = {"color": color(index), "fmt": "o-", "ms": 3, "lw": 1.0, "label": name}
         ax.errorbar(mean.index, mean, error.fillna(0.0), **style)
     ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
-    ax.set(xscale="log", xlabel="batch size b", ylim=(0, None))
+    ax.set(xscale="log", xlabel="batch size b")
     sizes = np.sort(table.batch_size.unique())
     ax.set_xticks(sizes[:: max(1, len(sizes) // 5)])
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -75,10 +75,21 @@ def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str],
         ax.set(xlim=(0, frame.step.max()), ylabel=QUANTITIES[column])
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
         ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
-    top = max(float(np.nanmax(line.get_ydata())) for ax in axes for line in ax.get_lines()[:-1])
+    from_zero(axes)
+    axes[-1].set_xlabel("step")
+
+
+def from_zero(axes: Sequence[Axes]) -> None:
+    """Let panels start at zero and reach, alike, a little above the highest line in any of them.
+
+    Args:
+        axes: What to compare.
+    """
+    # A line across an axes (axhline, axvline) has two points, in other units.
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for ax in axes for line in ax.get_lines()]
+    top = max(float(np.nanmax(values)) for values in drawn if values.size > 2)
     for ax in axes:
         ax.set_ylim(0, 1.05 * top)
-    axes[-1].set_xlabel("step")
 
 
 def against(ax: Axes, part: pd.DataFrame, columns: Mapping[str, str], by: str = "step", ranged: bool = True) -> None:

@@ -280,7 +280,7 @@ def save(
         caption: What is shown and what to see.
         headlines: Numbers to stand beside it.
         missing: Runs of the preset that the figure lacks (``frame.attrs["missing"]``); the caption says so.
-        more: Further figures of the same page by name; they are written as ``name-<their name>``.
+        more: Further figures of the same page by name; they are written as ``name-<their name>`` and linked from the index.
 
     Returns:
         The files written.
@@ -301,6 +301,7 @@ def save(
             figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     caption += f" Reduced: not trained yet are {missing}." if missing else ""
     record = {"name": name, "title": title, "caption": caption, "headlines": [{**asdict(h), "text": h.text} for h in headlines]}
+    record |= {"more": list(more)} if more else {}
     with atomic(target / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return [*images, target / f"{name}.json"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_analysis import family, trajectory
 
-from eosslib import analysis, plotting
+from eosslib import analysis, panels, plotting
 from eosslib.config import Preset
 from eosslib.errors import RunFileError
 from eosslib.gallery import write_index
@@ -81,6 +81,25 @@ def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert paths[1].read_bytes().startswith(b"%PDF")
     assert json.loads(paths[2].read_text())["headlines"][0]["text"] == "-0.940 ± 0.020"
+
+
+def test_further_figures_of_a_page_are_written_and_linked_from_the_index(tmp_path):
+    more = {"mlp": plt.figure(), "cnn": plt.figure()}
+    paths = plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", more=more)
+    stems = ("01_a", "01_a-mlp", "01_a-cnn")
+    assert [p.name for p in paths] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")] + ["01_a.json"]
+    assert all(path.is_file() for path in paths)
+    page = write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)})).read_text()
+    assert '<a href="01_a-mlp.png">mlp</a><a href="01_a-cnn.png">cnn</a>' in page
+
+
+def test_panels_that_start_at_zero_reach_the_highest_line_of_any_of_them():
+    _, axes = plt.subplots(1, 2, sharey=True)
+    for ax, top in zip(axes, (1.0, 3.0), strict=True):
+        ax.plot([0, 1, 2], [0.5, top, 0.2])
+        ax.axhline(7.0)
+    panels.from_zero(axes)
+    assert [ax.get_ylim() for ax in axes] == [(0, pytest.approx(3.15))] * 2
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):
