@@ -21,7 +21,7 @@ ENGINE = [
     f"eosslib/{module}.py"
     for module in (
         "automatic curvature datasets dynamics eigen flat layers losses measurements models observing overlap predicted sampling stepping streams"
-        " training windows"
+        " training updates windows"
     ).split()
 ]
 DRAWING = [f"eosslib/{module}.py" for module in "analysis panels pictures plotting runs theory toys".split()]
@@ -67,9 +67,9 @@ def group_settings(wildcards):
 
 
 def group_data(wildcards):
-    """The data file a group needs; the digits come with scikit-learn."""
+    """The data file a group needs; the digits come with scikit-learn, the text with Python."""
     dataset = PRESET.groups[wildcards.group].runs[0].dataset
-    return [] if dataset == "digits" else ancient(f"data/{dataset}_5k.npz")
+    return [] if dataset in ("digits", "topics") else ancient(f"data/{dataset}_5k.npz")
 
 
 def notebook_runs(wildcards):

@@ -17,6 +17,7 @@ from scipy import optimize, stats
 from eosslib import theory
 
 RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "noise", "sampling", "full_batch", "seed", "threshold"]
+RUN_KEYS += ["optimizer", "momentum"]
 PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (science of the sharpness-gap paper)
 
 
@@ -56,7 +57,7 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
         The rows that are not gradient descent, with ``gap`` and ``relative_gap`` (in units of 2/η); NaN where gradient descent
         of the same network and seed is not among the runs.
     """
-    keys = ["model", "loss_name", "lr", "train_size", "seed"]
+    keys = ["model", "loss_name", "lr", "optimizer", "momentum", "train_size", "seed"]
     baseline = table[table.full_batch][[*keys, "sharpness"]].rename(columns={"sharpness": "gd_sharpness"})
     merged = table[~table.full_batch].merge(baseline, on=keys, how="left")
     merged["gap"] = merged.gd_sharpness - merged.sharpness
@@ -98,21 +99,22 @@ def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
 def _predictions(table: pd.DataFrame) -> pd.DataFrame:
     """Add what the averages over the windows predict."""
     lr, noise, alpha, beta, x2 = (table[c].to_numpy(float) for c in ("lr", "noise_variance", "alpha", "beta", "displacement"))
+    mu = table.momentum.to_numpy(float)
     edge = noise * theory.edge_noise_factor(table.train_size.to_numpy(), table.batch_size.to_numpy(), table.sampling.to_numpy())
-    closed_form = theory.predicted_gap(lr, alpha, beta, noise)
+    closed_form = theory.predicted_gap(lr, alpha, beta, noise, mu)
     new = {
         "expected_displacement": theory.stationary_displacement(alpha, beta),
         "closed_form": closed_form,
-        "finite": theory.gap_beyond_small(lr, closed_form),
-        "reshuffled": theory.gap_beyond_small(lr, theory.predicted_gap(lr, alpha, beta, edge)),
-        "from_displacement": theory.gap_beyond_small(lr, theory.gap_of_displacement(lr, edge, x2)),
+        "finite": theory.gap_beyond_small(lr, closed_form, mu),
+        "reshuffled": theory.gap_beyond_small(lr, theory.predicted_gap(lr, alpha, beta, edge, mu), mu),
+        "from_displacement": theory.gap_beyond_small(lr, theory.gap_of_displacement(lr, edge, x2, mu), mu),
     }
     drive, top = 2.0 * table.window_alpha_top.to_numpy(float), table.window_coupling_1.to_numpy(float)
     for j in range(1, 1 + sum(str(column).startswith("window_pull_") for column in table)):
         pull = table[f"window_pull_{j}"].to_numpy(float)
         left = (drive - (pull - top * x2)) / top  # E[x²] that the force balance leaves to the first direction
         left = np.where(left > 0, left, np.nan)
-        new[f"top_{j}"] = theory.gap_beyond_small(lr, theory.gap_of_displacement(lr, edge, left))
+        new[f"top_{j}"] = theory.gap_beyond_small(lr, theory.gap_of_displacement(lr, edge, left, mu), mu)
         new[f"balance_{j}"] = pull / drive
     return table.assign(**new)
 

@@ -102,7 +102,7 @@ class Counted:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
             self._seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
 
     @property
     def nbytes(self) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import fastjsonschema  # jsonschema takes a second to import, in every training job
 import yaml
 
+from eosslib import theory
 from eosslib.errors import ConfigError
 
 PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config"
@@ -43,7 +44,8 @@ class Change:
 class RunConfig:
     """Everything that determines one run; two equal configurations give the same numbers on the same machine.
 
-    ``lr`` is the step size η, so ``2 / lr`` is the stability threshold; ``batch_size == train_size`` is gradient descent.
+    ``lr`` is the step size η; ``threshold`` is 2/η, or what takes its place with momentum and Adam; ``batch_size ==
+    train_size`` is gradient descent.
     The meaning of each key stands beside it in ``preset.schema.json``.
     """
 
@@ -58,6 +60,9 @@ class RunConfig:
     width: int = 64
     depth: int = 2
     init_scale: float = 1.0
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    beta2: float = 0.999
     sampling: str = "reshuffle"
     noise: str = "sgd"
     refresh_every: int = 10
@@ -105,6 +110,12 @@ class RunConfig:
                 raise ConfigError(f"batch_size {size} is above the {self.train_size} training examples")
         if self.model.endswith("-bn") and (self.noise != "sgd" or self.window or self.coupled_steps):
             raise ConfigError(f"{self.model}: noise models, windows and coupled steps need the gradients of single examples")
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise ConfigError("optimizer nesterov needs momentum above 0")
+        if self.optimizer == "adam" and self.window:
+            raise ConfigError("optimizer adam: α and β of a window are those of the Hessian without a preconditioner")
+        if self.coupled_steps and (self.optimizer, self.momentum) != ("sgd", 0.0):
+            raise ConfigError("coupled_steps: the predicted dynamics are those of SGD without momentum")
         if self.static_sizes and not self.minibs_draws:
             raise ConfigError("static_sizes need minibs_draws")
         self._check_schedule()
@@ -148,8 +159,10 @@ class RunConfig:
 
     @property
     def threshold(self) -> float:
-        """The stability threshold 2/η, in units of sharpness; that of the start where η changes."""
-        return 2.0 / self.lr
+        """The stability threshold, 2/η for SGD, in units of (with Adam preconditioned) sharpness; of the start where η changes."""
+        if self.optimizer == "adam":
+            return theory.adam_threshold(self.lr, self.momentum)
+        return theory.momentum_threshold(self.lr, self.momentum, nesterov=self.optimizer == "nesterov")
 
     @property
     def full_batch(self) -> bool:

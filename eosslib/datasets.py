@@ -3,6 +3,11 @@
 ``digits``: scikit-learn's 1,797 handwritten digits (inside the package, no download), standardised by one mean and one
 standard deviation. ``cifar10``: images 0–999 of each of the five CIFAR-10 training batches and the first 1,000 test
 images, each channel standardised. Both standardise with the statistics of the training images that are used.
+
+``topics``: the standard library's own documentation topics (``pydoc_data``), which every Python carries, as a stream of
+lower-case letters and single spaces. An example is 16 characters, as codes 0–26, and the character that follows; training and test
+examples are spread evenly over the text and do not overlap. The text is that of the Python that runs; another version's differs
+a little.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -28,6 +34,9 @@ CIFAR_FILE = "cifar10_5k.npz"
 # SHA-256 over names and contents of the arrays, so that it does not depend on how the file was compressed.
 CIFAR_SHA256 = "29ba0cfe2726c71d1d80b59c4b00b51bd488464064fbc4e804199584babe522b"
 N_CLASSES = 10
+ALPHABET = "abcdefghijklmnopqrstuvwxyz "
+CONTEXT = 16  # characters of an example
+TEST_TOPICS = 500  # test examples
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +45,7 @@ log = logging.getLogger(__name__)
 class Dataset:
     """Training and test examples on one device."""
 
-    x: torch.Tensor  # (n, C, H, W)
+    x: torch.Tensor  # (n, C, H, W); text: (n, 1, 1, W) codes of characters
     y: torch.Tensor  # (n, K) one-hot
     x_test: torch.Tensor  # (n_test, C, H, W)
     y_test: torch.Tensor  # (n_test, K) one-hot
@@ -64,7 +73,7 @@ def load(
     """Load a data set.
 
     Args:
-        name: ``digits`` or ``cifar10``.
+        name: ``digits``, ``cifar10`` or ``topics``.
         train_size: Number of training examples to use, the first ones of the set.
         device: Where the tensors go.
         dtype: Floating-point type of images and targets.
@@ -79,18 +88,22 @@ def load(
     elif name == "cifar10":
         images, labels, test_images, test_labels = _cifar10(folder or DATA_FOLDER)
         axes = (0, 2, 3)
+    elif name == "topics":
+        images, labels, test_images, test_labels = _topics(train_size)
+        axes = ()
     else:
-        raise DataError(f"unknown data set '{name}'; there are digits and cifar10")
+        raise DataError(f"unknown data set '{name}'; there are digits, cifar10 and topics")
     if train_size > len(images):
         raise DataError(f"{name} has {len(images)} training examples, {train_size} were asked for")
     images, labels = images[:train_size].astype(np.float64), labels[:train_size]
-    mean, std = images.mean(axis=axes, keepdims=True), images.std(axis=axes, keepdims=True)
+    mean, std = (images.mean(axis=axes, keepdims=True), images.std(axis=axes, keepdims=True)) if axes else (0.0, 1.0)
+    classes = len(ALPHABET) if name == "topics" else N_CLASSES
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor((array - mean) / std).to(device=device, dtype=dtype)
 
     def one_hot(array: np.ndarray) -> torch.Tensor:
-        hot = torch.nn.functional.one_hot(torch.as_tensor(array, dtype=torch.int64), N_CLASSES)
+        hot = torch.nn.functional.one_hot(torch.as_tensor(array, dtype=torch.int64), classes)
         return hot.to(device=device, dtype=dtype)
 
     return Dataset(tensor(images), one_hot(labels), tensor(test_images.astype(np.float64)), one_hot(test_labels))
@@ -108,6 +121,22 @@ def _digits(train_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
         raise DataError(f"scikit-learn's digits cannot be read: {error}") from None
     images, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
     return images[:train_size], labels[:train_size], images[train_size:], labels[train_size:]
+
+
+def _topics(train_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    from pydoc_data.topics import topics
+
+    text = " ".join(re.findall(r"[a-z]+", " ".join(topics[key] for key in sorted(topics)).lower()))
+    codes = np.array([ALPHABET.index(symbol) for symbol in text])
+    count = train_size + TEST_TOPICS
+    if count * (CONTEXT + 1) > len(codes):
+        raise DataError(f"topics has {len(codes) // (CONTEXT + 1) - TEST_TOPICS} training examples, {train_size} were asked for")
+    starts = np.arange(count) * ((len(codes) - CONTEXT - 1) // (count - 1))
+    windows = codes[starts[:, None] + np.arange(CONTEXT + 1)]
+    test = np.zeros(count, dtype=bool)
+    test[np.arange(TEST_TOPICS) * (count // TEST_TOPICS)] = True
+    x, y = windows[:, None, None, :-1], windows[:, -1]
+    return x[~test], y[~test], x[test], y[test]
 
 
 def _cifar10(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -85,6 +85,21 @@ def sharpness(
     return Eigenpairs.cat(parts)
 
 
+def preconditioned_sharpness(hessian: Hessian, scale: torch.Tensor, start: torch.Tensor, *, tol: float = 1e-3) -> Eigenpairs:
+    """Top eigenpair of P^-½ H P^-½, which Adam's threshold is for (Cohen et al. 2022, arXiv:2207.14484, §3).
+
+    Args:
+        hessian: H of a stack.
+        scale: P^-½ as vectors (R, P).
+        start: Start vectors (R, s, P).
+        tol: Relative residual to reach.
+
+    Returns:
+        Eigenpairs; the vectors are those of the symmetric matrix, not of P⁻¹H.
+    """
+    return top_eigenpairs(lambda v: scale * hessian(scale * v), start, tol=tol)
+
+
 def solved_together(theta: torch.Tensor) -> list[slice]:
     """Cut a stack into the networks whose eigenpairs are solved for together: one by one on the CPU, all on a GPU.
 

@@ -7,6 +7,11 @@ same with a hidden layer of 4·``width`` units before the last; at depth 3 the f
 3×3 convolution and four residual blocks of two convolutions each, with ``width``, 2, 4 and 8 times ``width`` channels, halving the
 image from the second block on, global mean and a linear layer (He et al. 2016); without normalisation, or ``-bn`` with batch
 normalisation by the statistics of the batch at hand (no running ones).
+
+For text, whose examples are codes of characters (C = H = 1, W of them) and whose outputs are the characters that may follow:
+``transformer``: ``depth`` pre-normalised blocks of ``width`` channels, four heads of attention over all characters and a hidden
+layer of 4·``width`` GELU units; the last position is read out. ``lstm``: ``depth`` layers of ``width`` cells, the last state is
+read out.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from eosslib.errors import ConfigError
 from eosslib.streams import seed_of
 
 WRITTEN_OUT = ("fc-tanh", "fc-relu", "cnn", "cnn5")  # whose layers are written out in ``layers``
-MODELS = (*WRITTEN_OUT, "resnet10", "resnet10-bn")
+TEXT = ("transformer", "lstm")  # for sequences of characters
+MODELS = (*WRITTEN_OUT, "resnet10", "resnet10-bn", *TEXT)
 
 
 class Block(nn.Module):
@@ -51,12 +57,82 @@ def _resnet(channels: int, n_outputs: int, width: int, normalised: bool) -> nn.S
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_outputs))
 
 
+class Attention(nn.Module):
+    """A block of a transformer: attention over all positions and a hidden layer, each beside a shortcut, behind a LayerNorm."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.heads, self.first, self.second = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.project, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.hidden = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the block: (B, W, width) → (B, W, width)."""
+        # Written out: PyTorch's fused attention has no second derivative.
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.project(self.first(x)).chunk(3, 2)
+        )
+        weights = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(3)
+        x = x + self.merge((weights @ value).transpose(1, 2).flatten(2))
+        return x + self.hidden(self.second(x))
+
+
+class Characters(nn.Module):
+    """Codes of characters (B, 1, 1, W) → their embeddings (B, W, width), with a learnt one of the position."""
+
+    def __init__(self, alphabet: int, length: int, width: int) -> None:
+        """Make the tables."""
+        super().__init__()
+        self.symbol, self.position = nn.Embedding(alphabet, width), nn.Parameter(torch.randn(length, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Look up."""
+        return self.symbol(x.flatten(1).long()) + self.position
+
+
+class Recurrent(nn.Module):
+    """A layer of LSTM cells: (B, W, width) → (B, W, width)."""
+
+    def __init__(self, width: int) -> None:
+        """Make the cell; stepped by hand, because the fused kernels have no second derivative."""
+        super().__init__()
+        self.cell = nn.LSTMCell(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the cells from the first position to the last."""
+        hidden = memory = x.new_zeros(len(x), x.shape[2])
+        outputs = []
+        for symbol in x.unbind(1):
+            hidden, memory = self.cell(symbol, (hidden, memory))
+            outputs.append(hidden)
+        return torch.stack(outputs, 1)
+
+
+class Last(nn.Module):
+    """The last position: (B, W, width) → (B, width)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Take it."""
+        return x[:, -1]
+
+
+def _of_text(name: str, shape: tuple[int, int, int], n_outputs: int, width: int, depth: int) -> nn.Sequential:
+    if shape[:2] != (1, 1):
+        raise ConfigError(f"model {name} reads text; its data set is topics")
+    if name == "transformer" and width % 4:
+        raise ConfigError(f"width {width} of a transformer is not a multiple of its 4 heads")
+    layers: list[nn.Module] = [Attention(width) if name == "transformer" else Recurrent(width) for _ in range(depth)]
+    norm = [nn.LayerNorm(width)] if name == "transformer" else []
+    return nn.Sequential(Characters(n_outputs, shape[2], width), *layers, Last(), *norm, nn.Linear(width, n_outputs))
+
+
 def build(name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int, depth: int) -> nn.Sequential:
     """Build an untrained network.
 
     Args:
         name: One of ``MODELS``.
-        shape: Shape of one example (C, H, W).
+        shape: Shape of one example (C, H, W); (1, 1, W) for text.
         n_outputs: Number of outputs K.
         width: Hidden units, or channels.
         depth: Hidden layers, or convolutions; not used by the residual networks.
@@ -85,6 +161,8 @@ def build(name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int,
             inputs = 4 * width
     elif name in ("resnet10", "resnet10-bn"):
         return _resnet(channels, n_outputs, width, name.endswith("-bn"))
+    elif name in TEXT:
+        return _of_text(name, shape, n_outputs, width, depth)
     else:
         raise ConfigError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
     return nn.Sequential(*layers, nn.Linear(inputs, n_outputs))

@@ -36,6 +36,7 @@ class Moment:
     theta: torch.Tensor  # (R, P)
     vectors: torch.Tensor  # (R, k, P) top eigenvectors of the last measurement
     hessian: Hessian  # at theta
+    scale: torch.Tensor | None = None  # (R, P), P^-½ of Adam
 
     def keys(self, name: str) -> list[tuple[str | int, ...]]:
         """Name a random stream for each member."""
@@ -88,6 +89,10 @@ class Observer:
             "noise_variance": variance,
             **check,
         }
+        if moment.scale is not None:
+            start = torch.cat([pairs.vectors[:, :1] / moment.scale[:, None], moment.random("preconditioned")], dim=1)
+            scaled = measurements.preconditioned_sharpness(hessian, moment.scale, start, tol=config.eig_tol)
+            columns["preconditioned_sharpness"] = scaled.values[:, 0]
         if self._samples_due(moment):
             columns |= self._sampled(moment, pairs.vectors[:, 0])
         if moment.step in (0, config.steps):

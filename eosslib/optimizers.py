@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from eosslib import theory
+from eosslib import theory, updates
 from eosslib.errors import ConfigError
 
 
@@ -26,13 +26,13 @@ class Edge:
         lr: η.
         threshold: Curvature above which it is unstable; what weight decay adds to the curvature is taken off already.
         scale: P^-½, per parameter, where the optimizer is preconditioned: the threshold is then for P^-½ H P^-½.
-        plain: Whether it is SGD without momentum, for which the closed form of the gap holds.
+        momentum: μ of SGD, for which the closed form of the gap is known; None for Nesterov's and for Adam.
     """
 
     lr: float
     threshold: float
     scale: list[torch.Tensor] | None
-    plain: bool
+    momentum: float | None
 
 
 def edge(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Edge:
@@ -64,7 +64,7 @@ def _sgd(group: dict[str, Any]) -> Edge:
     if group["dampening"]:
         raise ConfigError("the threshold of SGD with dampening is not known here: set dampening=0")
     threshold = theory.momentum_threshold(lr, momentum, nesterov=bool(group["nesterov"]))
-    return Edge(lr, threshold - float(group["weight_decay"]), None, not momentum)
+    return Edge(lr, threshold - float(group["weight_decay"]), None, None if group["nesterov"] else momentum)
 
 
 def _adam(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters: Sequence[torch.Tensor]) -> Edge:
@@ -77,6 +77,5 @@ def _adam(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters: S
         for p in parameters:
             state = optimizer.state[p]
             step = float(state["step"])
-            root = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
-            scale.append((root * (1 - beta1**step)).rsqrt().detach())
-    return Edge(lr, theory.adam_threshold(lr, beta1), scale, plain=False)
+            scale.append(updates.adam_scale(state["exp_avg_sq"], step, beta1, beta2, group["eps"]).detach())
+    return Edge(lr, theory.adam_threshold(lr, beta1), scale, None)

@@ -194,8 +194,9 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
 
     Returns:
         A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``loss_name``, ``batch_size``,
-        ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch`` and ``diverged``;
-        where a schedule changes settings these are the first, and ``edge`` is 2/η in force from the row's step on.
+        ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch``, ``diverged``,
+        ``optimizer`` and ``momentum``; where a schedule changes settings these are the first, and ``edge`` is the threshold
+        in force from the row's step on.
         ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
         committed ones lack (empty if none).
 
@@ -225,7 +226,9 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                     seed=config.seed,
                     lr=config.lr,
                     threshold=config.threshold,
-                    edge=[2.0 / config.at(step).lr for step in run.frame.step],
+                    edge=[config.at(step).threshold for step in run.frame.step],
+                    optimizer=config.optimizer,
+                    momentum=config.momentum,
                     steps=config.steps,
                     full_batch=config.full_batch,
                     diverged=run.diverged_at is not None,

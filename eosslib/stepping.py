@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from eosslib import dynamics
+from eosslib import dynamics, updates
 from eosslib.config import RunConfig
 from eosslib.flat import Objective
 from eosslib.sampling import batches
@@ -33,6 +33,7 @@ class Stepper:
         noise_factor: float,
         seeds: Sequence[int],
         theta: torch.Tensor,
+        kept: torch.Tensor,
     ) -> None:
         """Take hold of the parameters.
 
@@ -45,8 +46,10 @@ class Stepper:
             noise_factor: Variance of a batch mean over that of one example.
             seeds: One a network.
             theta: Parameters (R, P), changed in place.
+            kept: What the optimizer keeps (R, K, P), changed in place.
         """
-        self.config, self.theta, self.seeds = config, theta, list(seeds)
+        self.config, self.theta, self.kept, self.seeds = config, theta, kept, list(seeds)
+        self._flatten = objective.network.flatten
         self._direction = dynamics.gradient if config.full_batch else dynamics.DIRECTIONS[config.noise]
         self._uses_batch = not config.full_batch and config.noise in dynamics.USES_BATCH
         self._params = objective.network.views(theta)
@@ -84,7 +87,10 @@ class Stepper:
     def _make(self, count: int, indices: torch.Tensor | None) -> None:
         for t in range(count):
             update = self._direction(self._context, self._params, None if indices is None else indices[t])
-            torch._foreach_add_(list(self._params), list(update), alpha=-self.config.lr)
+            if self.kept.shape[1]:
+                self.theta.sub_(self.config.lr * updates.apply(self.config, self.kept, self._flatten(update), self._step))
+            else:
+                torch._foreach_add_(list(self._params), list(update), alpha=-self.config.lr)
             self._step += 1
 
     def _replay(self, count: int, indices: torch.Tensor | None) -> None:
@@ -98,7 +104,7 @@ class Stepper:
     def _capture(self, count: int, indices: torch.Tensor | None) -> tuple[torch.cuda.CUDAGraph, torch.Tensor | None]:
         """Capture so many steps; the parameters are as before afterwards."""
         buffer = None if indices is None else indices.clone()
-        theta, step = self.theta.clone(), self._step.clone()
+        theta, kept, step = self.theta.clone(), self.kept.clone(), self._step.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their kernels and workspaces in a rehearsal
@@ -108,5 +114,6 @@ class Stepper:
         with torch.cuda.graph(graph):
             self._make(count, buffer)
         self.theta.copy_(theta)
+        self.kept.copy_(kept)
         self._step.copy_(step)
         return graph, buffer

@@ -7,7 +7,7 @@ variance, x displacement along u from the constrained trajectory, b batch size, 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -75,14 +75,18 @@ def adam_threshold(lr: Number, beta1: float = 0.9) -> Number:
     return (2.0 + 2.0 * beta1) / ((1.0 - beta1) * lr)
 
 
-def predicted_gap(lr: Number, alpha: Number, beta: Number, noise_variance: Number) -> Number:
-    """ΔS = ηβσ_u²/(4α), the gap between the plateaus of GD and SGD (gap paper, the closed form)."""
-    return lr * beta * noise_variance / (4.0 * alpha)
+def predicted_gap(lr: Number, alpha: Number, beta: Number, noise_variance: Number, momentum: Any = 0.0) -> Number:
+    """ΔS = ηβσ_u²/(4α(1 − μ)), the gap between the plateaus of GD and SGD (gap paper, the closed form, for μ = 0).
+
+    With heavy-ball momentum μ an oscillation ±x near the threshold (2 + 2μ)/η grows by 1 + η(S − (2 + 2μ)/η)/(1 − μ) a step and is
+    driven by ηξ/(1 − μ), while its stationary mean square 2α/β is that without momentum (ours).
+    """
+    return lr / (1.0 - momentum) * beta * noise_variance / (4.0 * alpha)
 
 
-def gap_of_displacement(lr: Number, noise_variance: Number, mean_square: Number) -> Number:
-    """ΔS = ησ_u²/(2E[x²]): stationarity of x² alone, half of the way to the closed form; needs neither α nor β."""
-    return lr * noise_variance / (2.0 * mean_square)
+def gap_of_displacement(lr: Number, noise_variance: Number, mean_square: Number, momentum: Any = 0.0) -> Number:
+    """ΔS = ησ_u²/(2E[x²](1 − μ)): stationarity of x² alone, half of the way to the closed form; needs neither α nor β."""
+    return lr / (1.0 - momentum) * noise_variance / (2.0 * mean_square)
 
 
 def stationary_displacement(alpha: Number, beta: Number) -> Number:
@@ -90,15 +94,17 @@ def stationary_displacement(alpha: Number, beta: Number) -> Number:
     return 2.0 * alpha / beta
 
 
-def gap_beyond_small(lr: float | np.ndarray, small_gap: float | np.ndarray) -> np.ndarray:
-    """Solve ΔS(1 − ηΔS/2) = ΔS₀ for ΔS, where ΔS₀ is the closed form, which holds for small ηΔS.
+def gap_beyond_small(lr: float | np.ndarray, small_gap: float | np.ndarray, momentum: float | np.ndarray = 0.0) -> np.ndarray:
+    """Solve ΔS(1 − ηΔS/(2 + 2μ)) = ΔS₀ for ΔS, where ΔS₀ is the closed form, which holds for small ηΔS.
 
-    On a quadratic of curvature λ = 2/η − ΔS, x ← (1 − ηλ)x + ηξ has E[x²] = ησ²/(λ(2 − ηλ)) exactly, which is
-    ησ²/(2ΔS(1 − ηΔS/2)). NaN where no curvature below 2/η has so small a variance (ΔS₀ > 1/(2η)).
+    On a quadratic of curvature λ = (2 + 2μ)/η − ΔS, x ← (1 + μ − ηλ)x − μx₋₁ + ηξ has, exactly,
+    E[x²] = ησ²(1 + μ)/((1 − μ)λ(2 + 2μ − ηλ)), which is ησ²/(2(1 − μ)ΔS(1 − ηΔS/(2 + 2μ))). NaN where no curvature below the
+    threshold has so small a variance (ΔS₀ above (1 + μ)/(2η)).
 
     Args:
         lr: Step size η.
         small_gap: ΔS₀.
+        momentum: μ of the heavy ball.
 
     Returns:
         ΔS, of the arguments' common shape.
@@ -108,7 +114,8 @@ def gap_beyond_small(lr: float | np.ndarray, small_gap: float | np.ndarray) -> n
         5.0
     """
     with np.errstate(invalid="ignore"):
-        return (1.0 - np.sqrt(1.0 - 2.0 * lr * np.asarray(small_gap, dtype=float))) / lr
+        scaled = lr / (1.0 + momentum)
+        return (1.0 - np.sqrt(1.0 - 2.0 * scaled * np.asarray(small_gap, dtype=float))) / scaled
 
 
 def reduced_dynamics(

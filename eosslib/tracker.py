@@ -330,7 +330,8 @@ class SharpnessTracker:
     def _preconditioned(self, hessian: Hessian, scale: list[torch.Tensor], u: torch.Tensor) -> dict[str, float]:
         root = torch.cat([part.flatten() for part in scale]).unsqueeze(0)
         start = torch.nn.functional.normalize(u / root, dim=1).unsqueeze(1)
-        pairs = top_eigenpairs(lambda v: root * hessian(root * v), torch.cat([start, self._random(0)], dim=1), tol=self.tol)
+        start = torch.cat([start, self._random(0)], dim=1)
+        pairs = measurements.preconditioned_sharpness(hessian, root, start, tol=self.tol)
         return {"preconditioned_sharpness": float(pairs.values[0, 0])}
 
     def _sampled(self, objective: Objective, theta: torch.Tensor, u: torch.Tensor, step: int) -> dict[str, float]:
@@ -353,4 +354,6 @@ class SharpnessTracker:
         found = windows.measure(objective, self._window, [0], self._indices, self._indices, start, **options)
         alpha, beta, noise = float(found.alpha), float(found.beta), float(found.noise[0, 0])
         row = {"alpha": alpha, "beta": beta, "displacement": float(found.displacement[0, 0])}
-        return row | ({"predicted_gap": theory.predicted_gap(edge.lr, alpha, beta, noise)} if edge.plain else {})
+        if edge.momentum is None:
+            return row
+        return row | {"predicted_gap": theory.predicted_gap(edge.lr, alpha, beta, noise, edge.momentum)}

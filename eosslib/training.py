@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from eosslib import datasets, dynamics, losses, measurements, models, predicted, windows
+from eosslib import datasets, dynamics, losses, measurements, models, predicted, updates, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
 from eosslib.errors import ConfigError, DeviceError
@@ -61,6 +61,7 @@ class State:
     step: int
     seeds: list[int]  # of the runs still alive, in the order of the stack
     theta: torch.Tensor  # (R, P)
+    kept: torch.Tensor  # (R, K, P) what the optimizer keeps
     vectors: torch.Tensor  # (R, k, P) top eigenvectors of the last measurement
     rows: dict[int, list[Row]]  # by seed
     diverged_at: dict[int, int] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class State:
             self.step,
             list(self.seeds),
             self.theta.clone(),
+            self.kept.clone(),
             self.vectors,
             rows,
             dict(self.diverged_at),
@@ -83,7 +85,7 @@ class State:
         """Take the runs that are no longer alive out of the stack."""
         index = [i for i, a in enumerate(alive) if a]
         self.seeds = [self.seeds[i] for i in index]
-        self.theta, self.vectors = self.theta[index], self.vectors[index]
+        self.theta, self.kept, self.vectors = self.theta[index], self.kept[index], self.vectors[index]
 
 
 class Trainer:
@@ -130,7 +132,8 @@ class Trainer:
         # The start of the first eigen-solve; later ones are warm-started. Drawn on the CPU, the same on every device.
         starts = [torch.randn(1, theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
         start = torch.stack(starts).to(self.device)
-        self.state = State(-1, [c.seed for c in configs], theta, start, {c.seed: [] for c in configs})
+        kept = theta.new_zeros(len(configs), updates.buffers(config), theta.shape[1])
+        self.state = State(-1, [c.seed for c in configs], theta, kept, start, {c.seed: [] for c in configs})
         tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
         self.observer = Observer(config, self.objective, data, tracked, memory)
         for key in ("eig_k", "window_k"):
@@ -215,7 +218,8 @@ class Trainer:
         config = self.config.at(state.step)
         if self._stepper is None or self._stepper.theta is not state.theta or self._stepper.config != config:
             factor = finite_population(self.x.shape[1], config.batch_size, config.sampling)
-            self._stepper = Stepper(config, self.objective, self.x, self.y, self.parts, factor, state.seeds, state.theta)
+            where = (self.objective, self.x, self.y, self.parts)
+            self._stepper = Stepper(config, *where, factor, state.seeds, state.theta, state.kept)
         return self._stepper
 
     def refresh(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -260,7 +264,11 @@ class Trainer:
     def _moment(self, members: list[int]) -> Moment:
         state = self.state
         hessian = Hessian(self.objective, state.theta[members], self.x, self.y, self.memory)
-        return Moment(state.step, [state.seeds[i] for i in members], state.theta[members], state.vectors[members], hessian)
+        scale, config = None, self.config
+        if config.optimizer == "adam" and state.step:
+            scale = updates.adam_scale(state.kept[members, 1], state.step, config.momentum, config.beta2)
+        seeds = [state.seeds[i] for i in members]
+        return Moment(state.step, seeds, state.theta[members], state.vectors[members], hessian, scale)
 
     def _healthy(self, seed: int) -> bool:
         rows = self.state.rows[seed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import cache
 
@@ -86,6 +87,36 @@ def test_residual_networks_have_the_hessian_of_finite_differences(model: str, lo
     torch.testing.assert_close(Hessian(objective, p.theta, p.x, p.y)(v)[0], difference / 2e-7, rtol=1e-6, atol=1e-5)
     top = measurements.sharpness(objective, p.theta, p.x, p.y, randn(1, 1, len(v[0])), tol=1e-8).values
     assert float(top) == pytest.approx(top_pair(p, tuple(range(p.n)))[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "resnet10-bn"])
+def test_what_a_pass_kept_is_given_back(name: str) -> None:
+    p = residual(name)
+    objective = Objective.of(p.module, losses.by_name("mse"))
+    params = objective.network.views(p.theta)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    before = tensors()
+    for _ in range(3):
+        objective.batch_gradient(params, p.x, p.y)
+    assert tensors() <= before
+
+
+@pytest.mark.parametrize("model", models.TEXT)
+def test_networks_for_text_have_the_hessian_of_dense_differentiation(model: str) -> None:
+    codes = torch.randint(0, 9, (1, 7, 1, 1, 5), generator=torch.Generator().manual_seed(0)).double()
+    module = models.initialised(model, (1, 1, 5), 9, width=4, depth=1, seed=0).double()
+    theta = nn.utils.parameters_to_vector(module.parameters()).detach().unsqueeze(0)
+    y = nn.functional.one_hot(torch.arange(7), 9).double().unsqueeze(0)
+    p = Problem(module, "cross-entropy", theta, codes, y)
+    dense = torch.autograd.functional.hessian(lambda t: p.example_losses(t).mean(), theta[0])
+    objective, v = automatic(p), randn(*theta.shape)
+    torch.testing.assert_close(Hessian(objective, theta, codes, y)(v)[0], dense @ v[0], rtol=1e-9, atol=1e-12)
+    found = measurements.sharpness(objective, theta, codes, y, v.unsqueeze(1), tol=1e-8).values
+    assert float(found) == pytest.approx(torch.linalg.eigvalsh(dense)[-1].item(), rel=1e-9)
 
 
 def test_batch_normalisation_sees_the_mini_batch_for_minibs_and_all_examples_for_the_sharpness() -> None:

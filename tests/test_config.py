@@ -102,7 +102,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown model": ({"model": "resnet"}, ["model: 'resnet' is not one of fc-tanh, fc-relu, cnn, cnn5"]),
     "unknown loss": ({"loss": "hinge"}, ["loss: 'hinge' is not one of mse, cross-entropy"]),
     "unknown noise": ({"noise": "pink"}, ["noise: 'pink' is not one of sgd, gaussian"]),
-    "unknown data set": ({"dataset": "mnist"}, ["dataset: 'mnist' is not one of digits, cifar10"]),
+    "unknown data set": ({"dataset": "mnist"}, ["dataset: 'mnist' is not one of digits, cifar10, topics"]),
     "batch size above n": ({"batch_size": 41}, ["batch_size 41 is above the 40 training examples"]),
     "batch size of zero": ({"batch_size": 0}, ["batch_size: 0 is not of type integer at least 1"]),
     "zero among batch sizes": ({"batch_size": [8, 0]}, ["batch_size", "[8, 0] is not"]),
@@ -143,6 +143,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["schedule: not together with windows"],
     ),
     "a schedule that is no list": ({"schedule": 3}, ["schedule: 3 is not"]),
+    "an unknown optimizer": ({"optimizer": "rmsprop"}, ["optimizer: 'rmsprop' is not one of sgd, nesterov, adam"]),
+    "momentum one": ({"momentum": 1}, ["momentum: 1 is not of type number at least 0 below 1"]),
+    "Nesterov without momentum": ({"optimizer": "nesterov"}, ["optimizer nesterov needs momentum above 0"]),
+    "a window of Adam": ({"optimizer": "adam", "window": 5, "window_every": 5}, ["optimizer adam: α and β"]),
+    "the predicted dynamics of momentum": ({"momentum": 0.5, "coupled_steps": 2}, ["coupled_steps: the predicted dynamics"]),
     "seed among the settings": ({"seed": 3}, ["unknown key 'seed'"]),
 }
 

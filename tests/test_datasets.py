@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import string
 import urllib.error
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -51,8 +53,32 @@ def test_more_examples_than_there_are_are_refused() -> None:
 
 
 def test_an_unknown_data_set_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match="unknown data set 'mnist'; there are digits and cifar10"):
+    with pytest.raises(DataError, match="unknown data set 'mnist'; there are digits, cifar10 and topics"):
         datasets.load("mnist", 10)
+
+
+# --- text ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_example_of_text_is_sixteen_characters_and_the_one_that_follows() -> None:
+    data = datasets.load("topics", 300)
+    assert (data.shape, data.y.shape, data.x_test.shape) == ((1, 1, 16), (300, 27), (500, 1, 1, 16))
+    text = " ".join(topics[key] for key in sorted(topics)).lower()
+    words = " ".join("".join(symbol if symbol in string.ascii_lowercase else " " for symbol in text).split())
+    for x, y in ((data.x, data.y), (data.x_test, data.y_test)):
+        found = ["".join(datasets.ALPHABET[int(code)] for code in [*row.flatten(), y[i].argmax()]) for i, row in enumerate(x)]
+        assert all(example in words for example in found)
+        assert len(set(found)) == len(found)
+    assert float(data.y.sum(1).min()) == float(data.y.max()) == 1.0
+
+
+def test_text_is_cut_into_at_most_as_many_examples_as_do_not_overlap() -> None:
+    n = 20_000
+    data = datasets.load("topics", n)
+    both = torch.cat([data.x, data.x_test]).flatten(1)
+    assert len(both) == n + datasets.TEST_TOPICS
+    with pytest.raises(DataError, match=r"topics has \d+ training examples, 100000 were asked for"):
+        datasets.load("topics", 100_000)
 
 
 # --- CIFAR-10 ----------------------------------------------------------------------------------------------------------------

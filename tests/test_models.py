@@ -10,7 +10,7 @@ from eosslib import models
 from eosslib.errors import ConfigError
 from eosslib.streams import seed_of
 
-CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
+CIFAR, DIGITS, TEXT = (3, 32, 32), (1, 8, 8), (1, 1, 16)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,9 @@ CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
         # ResNet-10: stem; blocks of two convolutions; 1×1 shortcuts where the width changes (He et al. 2016: 4.9 million)
         ("resnet10", CIFAR, 64, 4_900_362),
         ("cnn", DIGITS, 8, 8 * 9 + 8 + 8 * 8 * 9 + 8 + 2 * 2 * 8 * 10 + 10),
+        # tables; blocks of projections, merging, hidden layer and two LayerNorms; LayerNorm; output
+        ("transformer", TEXT, 8, 10 * 8 + 16 * 8 + 2 * (4 * 8 * 8 + 4 * 8 + 8 * 8 * 8 + 5 * 8 + 4 * 8) + 16 + 90),
+        ("lstm", TEXT, 8, 10 * 8 + 16 * 8 + 2 * (2 * 4 * 8 * 8 + 2 * 4 * 8) + 90),
     ],
 )
 def test_networks_have_the_papers_sizes(name: str, shape: tuple[int, int, int], width: int, parameters: int) -> None:
@@ -49,12 +52,13 @@ def test_pooling_before_the_activation_is_the_same_network_as_after_it() -> None
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_initialisation_is_torchs_default_drawn_from_the_seeds_own_stream(name: str) -> None:
-    ours = models.initialised(name, DIGITS, 10, width=4, depth=2, seed=5)
+    shape = TEXT if name in models.TEXT else DIGITS
+    ours = models.initialised(name, shape, 10, width=4, depth=2, seed=5)
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("init", 5))
-        default = models.build(name, DIGITS, 10, width=4, depth=2)
+        default = models.build(name, shape, 10, width=4, depth=2)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), default.parameters(), strict=True))
-    other = models.initialised(name, DIGITS, 10, width=4, depth=2, seed=6)
+    other = models.initialised(name, shape, 10, width=4, depth=2, seed=6)
     drawn = [(a, b) for a, b in zip(ours.parameters(), other.parameters(), strict=True) if len(set(a.flatten().tolist())) > 1]
     assert not any(torch.equal(a, b) for a, b in drawn)  # batch normalisation begins with ones and zeros
 
@@ -79,3 +83,41 @@ def test_a_cnn_too_deep_for_its_images_is_refused() -> None:
     assert models.build("cnn", DIGITS, 10, width=2, depth=3)(torch.zeros(1, *DIGITS)).shape == (1, 10)
     with pytest.raises(ConfigError, match="depth 4 is too much for a CNN on 8×8 images"):
         models.build("cnn", DIGITS, 10, width=2, depth=4)
+
+
+def test_a_block_of_the_transformer_is_pytorchs_encoder_layer() -> None:
+    torch.manual_seed(0)
+    ours, theirs = models.Attention(8), nn.TransformerEncoderLayer(8, 4, 32, 0.0, "gelu", batch_first=True, norm_first=True)
+    attention, hidden = theirs.self_attn, (theirs.linear1, theirs.linear2)
+    pairs = [(ours.first, theirs.norm1), (ours.second, theirs.norm2), (ours.merge, attention.out_proj)]
+    pairs += [(ours.hidden[0], hidden[0]), (ours.hidden[2], hidden[1])]
+    for mine, other in pairs:
+        other.load_state_dict(mine.state_dict())
+    attention.load_state_dict(
+        {
+            "in_proj_weight": ours.project.weight,
+            "in_proj_bias": ours.project.bias,
+            **{f"out_proj.{key}": value for key, value in ours.merge.state_dict().items()},
+        }
+    )
+    x = torch.randn(3, 16, 8)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_recurrent_layer_is_pytorchs_lstm() -> None:
+    torch.manual_seed(0)
+    ours, theirs = models.Recurrent(6), nn.LSTM(6, 6, batch_first=True)
+    theirs.load_state_dict({f"{key}_l0": value for key, value in ours.cell.state_dict().items()})
+    x = torch.randn(3, 16, 6)
+    torch.testing.assert_close(ours(x), theirs(x)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", models.TEXT)
+def test_networks_for_text_refuse_images(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"model {name} reads text; its data set is topics"):
+        models.build(name, DIGITS, 10, width=8, depth=1)
+
+
+def test_a_transformers_width_is_a_multiple_of_its_heads() -> None:
+    with pytest.raises(ConfigError, match="width 6 of a transformer is not a multiple of its 4 heads"):
+        models.build("transformer", TEXT, 27, width=6, depth=1)

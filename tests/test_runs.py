@@ -184,6 +184,8 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
         "lr",
         "threshold",
         "edge",
+        "optimizer",
+        "momentum",
         "steps",
         "full_batch",
     ]

@@ -126,16 +126,21 @@ def test_independent_examples_have_no_edge_noise_factor() -> None:
     assert theory.edge_noise_factor(10, 5, "iid") == 1
 
 
-def test_gaps_that_are_not_small_are_those_of_a_quadratic_with_noise() -> None:
-    lr, sigma, gap = 0.1, 0.3, 8.0
-    curvature = 2 / lr - gap
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_gaps_that_are_not_small_are_those_of_a_quadratic_with_noise_and_heavy_ball_momentum(momentum: float) -> None:
+    lr, sigma, gap = 0.1, 0.3, 8.0 * (1 + momentum)
+    curvature = theory.momentum_threshold(lr, momentum) - gap
     rng = np.random.default_rng(1)
-    x, squares = np.zeros(20_000), []
-    for t in range(60):
-        x = x - lr * (curvature * x + sigma * rng.standard_normal(len(x)))
-        if t >= 40:
+    x, velocity, squares = np.zeros(20_000), np.zeros(20_000), []
+    burn = int(40 / (1 - momentum))
+    for t in range(burn + 20):
+        velocity = momentum * velocity + curvature * x + sigma * rng.standard_normal(len(x))
+        x = x - lr * velocity
+        if t >= burn:
             squares.append((x**2).mean())
-    small = theory.gap_of_displacement(lr, sigma**2, float(np.mean(squares)))
-    assert float(theory.gap_beyond_small(lr, small)) == pytest.approx(gap, rel=0.02)
-    assert small < 0.7 * gap
-    assert np.isnan(theory.gap_beyond_small(lr, 0.51 / lr))
+    small = theory.gap_of_displacement(lr, sigma**2, float(np.mean(squares)), momentum)
+    exact = gap * (1 - lr * gap / (2 + 2 * momentum))
+    assert small == pytest.approx(exact, rel=0.02)  # simulated; exact is far below the gap itself
+    assert exact < 0.7 * gap
+    assert float(theory.gap_beyond_small(lr, exact, momentum)) == pytest.approx(gap, rel=1e-9)
+    assert np.isnan(theory.gap_beyond_small(lr, 0.51 * (1 + momentum) / lr, momentum))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -40,8 +40,15 @@ def train(*configs: RunConfig, **options: Any) -> State:
     return trainer_of(*configs, **options).run()
 
 
+def optimizer_of(config: RunConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """PyTorch's own optimizer of these settings."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, config.lr, (config.momentum, config.beta2))
+    return torch.optim.SGD(parameters, config.lr, config.momentum, nesterov=config.optimizer == "nesterov")
+
+
 def by_hand(config: RunConfig, full_batch: bool = False) -> tuple[torch.Tensor, list[float]]:
-    """Train the plain module by a loop of three lines; its final parameters and the full loss before every step and at the end."""
+    """Train the plain module with PyTorch's optimizer; its final parameters and the full loss before every step and at the end."""
     data = digits(config.train_size, "float64", "cpu")
     network = models.initialised(
         config.model, data.shape, 10, width=config.width, depth=config.depth, seed=config.seed, scale=config.init_scale
@@ -55,13 +62,12 @@ def by_hand(config: RunConfig, full_batch: bool = False) -> tuple[torch.Tensor, 
 
     everything = slice(None)
     drawn = batches(config.train_size, config.batch_size, config.sampling, config.seed, 0, config.steps)
-    history = []
+    history, optimizer = [], optimizer_of(config, network.parameters())
     for batch in drawn:
         history.append(loss(everything).item())
-        gradients = torch.autograd.grad(loss(everything if full_batch else batch), list(network.parameters()))
-        with torch.no_grad():
-            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-                parameter -= config.lr * gradient
+        optimizer.zero_grad()
+        loss(everything if full_batch else batch).backward()
+        optimizer.step()
     history.append(loss(everything).item())
     return nn.utils.parameters_to_vector(network.parameters()).detach(), history
 
@@ -75,6 +81,70 @@ def test_sgd_is_a_plain_loop_over_the_same_batches(model: str, loss: str, sampli
     state = train(config)
     torch.testing.assert_close(state.theta[0], theta, rtol=1e-9, atol=1e-12)
     assert [row["loss"] for row in state.rows[0]] == pytest.approx(losses, rel=1e-9)
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "heavy ball": {"momentum": 0.9},
+    "Nesterov": {"optimizer": "nesterov", "momentum": 0.6},
+    "Adam": {"optimizer": "adam", "momentum": 0.9, "beta2": 0.99, "lr": 0.01},
+    "Adam without momentum": {"optimizer": "adam", "beta2": 0.9, "lr": 0.01},
+}
+
+
+@pytest.mark.parametrize("size", [9, 40])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_is_pytorchs_over_the_same_batches(name: str, size: int, tiny: Settings) -> None:
+    config = tiny(dtype="float64", measure_every=1, batch_size=size, **OPTIMIZERS[name])
+    theta, losses = by_hand(config, full_batch=config.full_batch)
+    state = train(config)
+    torch.testing.assert_close(state.theta[0], theta, rtol=1e-9, atol=1e-12)
+    assert [row["loss"] for row in state.rows[0]] == pytest.approx(losses, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_with_any_optimizer_going_on_is_bit_identical_and_so_is_a_run_alone(name: str, tiny: Settings) -> None:
+    runs = [tiny(seed=seed, **OPTIMIZERS[name]) for seed in (0, 1)]
+    seen: list[State] = []
+    whole = trainer_of(*runs).run(lambda state: seen.append(state.copy()))
+    trainer = trainer_of(*runs)
+    trainer.state = seen[1]
+    again = trainer.run()
+    assert torch.equal(again.theta, whole.theta)
+    assert again.rows == whole.rows
+    assert train(runs[1]).rows[1] == whole.rows[1]
+
+
+def test_adams_sharpness_is_that_of_the_dense_preconditioned_hessian(tiny: Settings) -> None:
+    config = tiny(dtype="float64", eig_tol=1e-9, width=4, **OPTIMIZERS["Adam"])
+    trainer = trainer_of(config)
+    state = trainer.run()
+    hessian = Hessian(trainer.objective, state.theta, trainer.x, trainer.y)
+    dense = torch.stack([hessian(e.unsqueeze(0))[0] for e in torch.eye(hessian.size, dtype=torch.float64)])
+    p = (1 - 0.9**config.steps) * ((state.kept[0, 1] / (1 - 0.99**config.steps)).sqrt() + 1e-8)  # Cohen et al. 2022, P_t
+    expected = torch.linalg.eigvalsh(dense / (p.sqrt()[:, None] * p.sqrt()))[-1]
+    assert state.rows[0][-1]["preconditioned_sharpness"] == pytest.approx(expected.item(), rel=1e-7)
+    assert "preconditioned_sharpness" not in state.rows[0][0]  # no preconditioner before the first step
+
+
+def test_a_diverged_run_takes_what_its_optimizer_keeps_with_it(tiny: Settings) -> None:
+    trainer = trainer_of(*(tiny(seed=seed, **OPTIMIZERS["heavy ball"]) for seed in (0, 1)))
+    trainer.run(lambda state: state.theta[0].fill_(torch.nan) if state.step == 5 else None)
+    assert trainer.state.seeds == [1]
+    assert trainer.state.rows[1] == train(tiny(seed=1, **OPTIMIZERS["heavy ball"])).rows[1]
+
+
+THRESHOLDS = {
+    "SGD": ({}, 20.0),
+    "heavy ball": ({"momentum": 0.5}, 30.0),
+    "Nesterov": ({"optimizer": "nesterov", "momentum": 0.5}, 15.0),
+    "Adam": ({"optimizer": "adam", "momentum": 0.9}, 380.0),
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_the_threshold_is_the_optimizers(name: str, tiny: Settings) -> None:
+    settings, expected = THRESHOLDS[name]
+    assert tiny(lr=0.1, **settings).threshold == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("model", MODELS)
