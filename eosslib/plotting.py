@@ -250,7 +250,7 @@ def diagonal(ax: Axes) -> None:
         axis.set_minor_formatter(mpl.ticker.NullFormatter())
         if high < 100 * low:  # too short for powers of ten alone
             axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:.0e}"))
+            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope: float = -1.0) -> None:

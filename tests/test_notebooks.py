@@ -48,7 +48,8 @@ class TestNotebook:
         # Toys and formulas are the same for every preset: they are drawn once, with the default one.
         if load_preset("digits").notebooks[path.stem]:
             assert path.stem in load_preset("smoke").notebooks
-            assert any(path.stem in load_preset(name).notebooks for name in ("cifar10", "eoss"))
+            if path.stem < "20":  # a figure of the papers
+                assert any(path.stem in load_preset(name).notebooks for name in ("cifar10", "eoss"))
 
 
 def test_every_notebook_of_a_preset_exists():
