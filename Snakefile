@@ -26,6 +26,12 @@ ENGINE = [
 ]
 DRAWING = [f"eosslib/{module}.py" for module in "analysis panels pictures plotting runs theory toys".split()]
 
+# Whose docstrings make the API reference.
+PUBLIC = (
+    "tracker optimizers measurements windows predicted overlap theory toys analysis plotting panels config runs datasets models losses"
+    " curvature eigen flat automatic errors"
+).split()
+
 UNKNOWN = set(config) - {"preset", "device", "seeds_per_job"}
 if UNKNOWN:
     raise WorkflowError(f"--config: unknown key '{min(UNKNOWN)}'; there are preset, device and seeds_per_job")
@@ -123,6 +129,7 @@ rule all:
     """All figures, pages and the index of the preset."""
     input:
         f"{FIGURES}/index.html",
+        "figures/api/index.html",
         group_files(PRESET.groups.values()),
 
 
@@ -234,3 +241,23 @@ rule index:
         preset=PRESET_FILE,
     shell:
         "python -m eosslib index {params.figures} {params.preset} > {log} 2>&1"
+
+
+rule api:
+    """Make the API reference from the docstrings; its pages name no folder of this machine."""
+    input:
+        expand("eosslib/{module}.py", module=PUBLIC),
+    output:
+        report("figures/api/index.html", category="Pages", labels={"page": "API"}),
+    log:
+        "logs/api.log",
+    conda:
+        "environment.yml"
+    resources:
+        cpu=1,
+    params:
+        folder=output_folder,
+        modules=" ".join(f"eosslib.{module}" for module in PUBLIC),
+    shell:
+        "(python -m pdoc -d google --no-show-source --no-search -o {params.folder} {params.modules}"
+        ' && sed -i "s#$PWD#.#g" {params.folder}/eosslib/*.html) > {log} 2>&1'

@@ -85,9 +85,9 @@ def from_zero(axes: Sequence[Axes]) -> None:
     Args:
         axes: What to compare.
     """
-    # A line across an axes (axhline, axvline) has two points, in other units.
-    drawn = [np.asarray(line.get_ydata(), dtype=float) for ax in axes for line in ax.get_lines()]
-    top = max(float(np.nanmax(values)) for values in drawn if values.size > 2)
+    # A line across an axes (axhline, axvline) is in other units.
+    drawn = [line.get_ydata() for ax in axes for line in ax.get_lines() if line.get_transform() == ax.transData]
+    top = max(float(np.nanmax(np.asarray(values, dtype=float))) for values in drawn)
     for ax in axes:
         ax.set_ylim(0, 1.05 * top)
 
