@@ -340,7 +340,7 @@ def report(model: str, args: argparse.Namespace) -> str:
         frame[column] = [format(v, form) if np.isfinite(v) else "–" for v in frame[column]]
     frame["products"] = [f"{v:.0f}" if np.isfinite(v) else "–" for v in frame["products"]]
     frame["relative error"] = [f"{v:.1e}" if np.isfinite(v) else "–" for v in frame["relative error"]]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()}, {args.threads} thread(s)"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu()}, {args.threads} thread(s)"
     layers = "3072-200-200-10" if model != "cnn" else f"{WIDTH[model]}-{WIDTH[model]} channels"
     errors = {b: (e := sampled(b).ratio_of_means).standard_error.item() / e.value.item() for b in (50, 250)}
     ratio = {
@@ -371,7 +371,7 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _cpu() -> str:
+def cpu() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

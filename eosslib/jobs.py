@@ -9,6 +9,7 @@ import pickle
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,8 +123,15 @@ def _status(state: State, config: RunConfig) -> str:
     if not state.seeds:
         return "diverged"
     rows = [state.rows[seed][-1] for seed in state.seeds]
-    loss, sharpness = (sum(row[key] for row in rows) / len(rows) for key in ("loss", "sharpness"))
-    return f"loss {loss:.2e}, S {sharpness:.4g} of 2/η {config.threshold:.4g}"
+    return f"loss {sum(row['loss'] for row in rows) / len(rows):.2e}, {_standing(config, rows)}"
+
+
+def _standing(config: RunConfig, rows: Sequence[dict[str, float]]) -> str:
+    """Say how the mean sharpness of some rows stands to the threshold of their optimizer."""
+    key = "preconditioned_sharpness" if all("preconditioned_sharpness" in row for row in rows) else "sharpness"
+    name = "preconditioned S" if key.startswith("pre") else "S"
+    edge = "the threshold" if config.momentum or config.optimizer == "adam" else "2/η"
+    return f"{name} {sum(row[key] for row in rows) / len(rows):.4g} of {edge} {config.threshold:.4g}"
 
 
 def summary(config: RunConfig, origin: dict[str, Any], rows: list[dict[str, float]]) -> str:
@@ -131,8 +139,8 @@ def summary(config: RunConfig, origin: dict[str, Any], rows: list[dict[str, floa
     last = rows[-1]
     diverged = origin["diverged_at"]
     end = f"{last['step']} steps" if diverged is None else f"diverged before step {diverged}"
-    measured = [row["sharpness"] for row in rows if "sharpness" in row]
-    at = f"S {measured[-1]:.4g} of 2/η {config.threshold:.4g}" if measured else "never measured"
+    measured = [row for row in rows if "sharpness" in row]
+    at = _standing(config, measured[-1:]) if measured else "never measured"
     accuracy = f", test accuracy {last['test_accuracy']:.1%}" if "test_accuracy" in last else ""
     return f"{end}, loss {last['loss']:.3g}, {at}{accuracy}, {origin['wall_seconds']:.1f} s for the stack"
 

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -239,25 +239,27 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
     frame = pd.concat(parts, ignore_index=True)
     devices, commits = (", ".join(sorted(set(names))) for names in zip(*origins, strict=True))
     kind = "committed" if committed else "freshly trained"
-    frame.attrs["missing"] = _summary(lacking)
+    frame.attrs["missing"] = _summary(lacking, preset.select(entries))
     frame.attrs["source"] = f"{len(parts)} {kind} runs of preset {preset.name}, trained on {devices} by commit {commits}"
     if lacking:
         frame.attrs["source"] += f"; of {len(parts) + len(lacking)}, not trained yet: {frame.attrs['missing']}"
     return frame
 
 
-def _summary(lacking: list[tuple[Group, RunConfig]]) -> str:
-    """Name missing runs in few words: entry, batch sizes, and seeds where not all are missing."""
+def _summary(lacking: list[tuple[Group, RunConfig]], groups: Sequence[Group]) -> str:
+    """Name missing runs in few words: an entry of which there is none, else entry, batch sizes and seeds."""
     by_seeds: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     seeds: dict[str, list[int]] = {}
     for group, config in lacking:
         seeds.setdefault(group.name, []).append(config.seed)
+    there = {group.entry for group in groups if len(seeds.get(group.name, [])) < len(group.runs)}
     for name, missing in seeds.items():
         entry, variant = name.split("/")
-        by_seeds.setdefault((entry, tuple(missing)), []).append(variant)
-    return "; ".join(
-        f"{entry} {', '.join(variants)} (seed {', '.join(map(str, missing))})" for (entry, missing), variants in by_seeds.items()
-    )
+        if entry in there:
+            by_seeds.setdefault((entry, tuple(missing)), []).append(variant)
+    parts = [f"{entry} {', '.join(names)} (seed {', '.join(map(str, some))})" for (entry, some), names in by_seeds.items()]
+    parts += [f"all of {entry}" for entry in dict.fromkeys(group.entry for group in groups) if entry not in there]
+    return "; ".join(parts)
 
 
 @cache

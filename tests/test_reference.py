@@ -41,7 +41,9 @@ class TestReference:
             if any(group.name in there for group in groups):
                 frame = runs.collect(preset, entries, REFERENCE / name)
                 lacking = [group for group in groups if group.name not in there]
-                assert all(group.name.split("/")[1] in frame.attrs["missing"] for group in lacking)
+                wholly = {group.entry for group in groups} - {name.split("/")[0] for name in there}
+                assert all(f"all of {entry}" in frame.attrs["missing"] for entry in wholly)
+                assert all(group.name.split("/")[1] in frame.attrs["missing"] for group in lacking if group.entry not in wholly)
                 assert bool(frame.attrs["missing"]) == (
                     len(frame.groupby(["entry", "batch_size", "noise", "seed"])) < sum(len(g.runs) for g in groups)
                 )

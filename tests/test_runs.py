@@ -227,6 +227,8 @@ def test_committed_runs_may_be_incomplete_and_say_so(preset: Any, tmp_path: Path
     assert frame.attrs["missing"] == "one full (seed 0, 1); two b0008 (seed 1)"
     assert "not trained yet: one full" in frame.attrs["source"]
     assert not frame.full_batch.any()
+    (committed / "two/b0008/seed0.parquet").unlink()
+    assert runs.collect(preset, ("one", "two")).attrs["missing"] == "one full (seed 0, 1); all of two"
     for path in committed.rglob("*.parquet"):
         path.unlink()
     with pytest.raises(RunFileError, match="does not exist"):
