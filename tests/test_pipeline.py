@@ -32,7 +32,7 @@ def snakemake(checkout: Path, *arguments: str, config: tuple[str, ...] = ("prese
     # The copy's own eosslib, in Snakemake, in its jobs and in the notebooks' kernels.
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", "snakemake", "--cores", "4", *arguments, "--config", *config]
-    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=1500)
 
 
 def planned(result: subprocess.CompletedProcess) -> dict[str, int]:
