@@ -128,8 +128,8 @@ def _status(state: State, config: RunConfig) -> str:
 
 def _standing(config: RunConfig, rows: Sequence[dict[str, float]]) -> str:
     """Say how the mean sharpness of some rows stands to the threshold of their optimizer."""
-    key = "preconditioned_sharpness" if all("preconditioned_sharpness" in row for row in rows) else "sharpness"
-    name = "preconditioned S" if key.startswith("pre") else "S"
+    scaled = all("preconditioned_sharpness" in row for row in rows)
+    key, name = ("preconditioned_sharpness", "preconditioned S") if scaled else ("sharpness", "S")
     edge = "the threshold" if config.momentum or config.optimizer == "adam" else "2/η"
     return f"{name} {sum(row[key] for row in rows) / len(rows):.4g} of {edge} {config.threshold:.4g}"
 

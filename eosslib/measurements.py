@@ -85,18 +85,22 @@ def sharpness(
     return Eigenpairs.cat(parts)
 
 
-def preconditioned_sharpness(hessian: Hessian, scale: torch.Tensor, start: torch.Tensor, *, tol: float = 1e-3) -> Eigenpairs:
+def preconditioned_sharpness(
+    hessian: Hessian, scale: torch.Tensor, u: torch.Tensor, random: torch.Tensor, *, tol: float = 1e-3
+) -> Eigenpairs:
     """Top eigenpair of P^-½ H P^-½, which Adam's threshold is for (Cohen et al. 2022, arXiv:2207.14484, §3).
 
     Args:
         hessian: H of a stack.
         scale: P^-½ as vectors (R, P).
-        start: Start vectors (R, s, P).
+        u: Top eigenvectors of H (R, P); the solve starts from P^½u
+        random: and from random vectors (R, 1, P), which have a part of every eigenvector.
         tol: Relative residual to reach.
 
     Returns:
         Eigenpairs; the vectors are those of the symmetric matrix, not of P⁻¹H.
     """
+    start = torch.cat([(u / scale).unsqueeze(1), random], dim=1)
     return top_eigenpairs(lambda v: scale * hessian(scale * v), start, tol=tol)
 
 

@@ -90,8 +90,8 @@ class Observer:
             **check,
         }
         if moment.scale is not None:
-            start = torch.cat([pairs.vectors[:, :1] / moment.scale[:, None], moment.random("preconditioned")], dim=1)
-            scaled = measurements.preconditioned_sharpness(hessian, moment.scale, start, tol=config.eig_tol)
+            where = (hessian, moment.scale, pairs.vectors[:, 0], moment.random("preconditioned"))
+            scaled = measurements.preconditioned_sharpness(*where, tol=config.eig_tol)
             columns["preconditioned_sharpness"] = scaled.values[:, 0]
         if self._samples_due(moment):
             columns |= self._sampled(moment, pairs.vectors[:, 0])

@@ -47,9 +47,7 @@ def edge(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -
     """
     kind = type(optimizer)
     if kind not in (torch.optim.SGD, torch.optim.Adam):
-        raise ConfigError(
-            f"the stability threshold of {kind.__name__} is not known here: SGD and Adam are; pass lr= and optimizer=None"
-        )
+        raise ConfigError(f"the stability threshold of {kind.__name__} is not known here: SGD and Adam are")
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if any(id(p) not in known for p in parameters):
         raise ConfigError("the optimizer does not train all parameters that require a gradient: freeze the others first")

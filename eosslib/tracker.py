@@ -329,9 +329,7 @@ class SharpnessTracker:
 
     def _preconditioned(self, hessian: Hessian, scale: list[torch.Tensor], u: torch.Tensor) -> dict[str, float]:
         root = torch.cat([part.flatten() for part in scale]).unsqueeze(0)
-        start = torch.nn.functional.normalize(u / root, dim=1).unsqueeze(1)
-        start = torch.cat([start, self._random(0)], dim=1)
-        pairs = measurements.preconditioned_sharpness(hessian, root, start, tol=self.tol)
+        pairs = measurements.preconditioned_sharpness(hessian, root, u, self._random(0), tol=self.tol)
         return {"preconditioned_sharpness": float(pairs.values[0, 0])}
 
     def _sampled(self, objective: Objective, theta: torch.Tensor, u: torch.Tensor, step: int) -> dict[str, float]:
