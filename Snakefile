@@ -232,6 +232,7 @@ rule index:
         "eosslib/gallery.py",
     output:
         report(f"{FIGURES}/index.html", category="Pages", labels={"page": "index"}),
+        f"{FIGURES}/results.md",
     log:
         f"{LOGS}/index.log",
     conda:

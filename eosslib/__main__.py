@@ -5,7 +5,7 @@ python -m eosslib train digits fc-tanh/b0050       one group; --seeds 0 2 for so
 python -m eosslib list cifar10                     its groups
 python -m eosslib fetch cifar10                    data/cifar10_5k.npz
 python -m eosslib describe data/runs/digits/fc-tanh/b0050/seed0.parquet
-python -m eosslib index figures/digits             figures/digits/index.html
+python -m eosslib index figures/digits             figures/digits/index.html, results.md
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("file", type=Path)
     describe.set_defaults(run=_describe)
 
-    index = commands.add_parser("index", help="write the page that shows all figures of a folder")
+    index = commands.add_parser("index", help="write the page that shows all figures of a folder, and the table of their numbers")
     index.add_argument("folder", type=Path)
     index.add_argument("preset")
     index.set_defaults(run=_index)
@@ -136,9 +136,10 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from eosslib.gallery import write_index
+    from eosslib.gallery import write_index, write_results
 
-    print(write_index(args.folder, load_preset(args.preset)))
+    preset = load_preset(args.preset)
+    print(write_index(args.folder, preset), write_results(args.folder, preset), sep="\n")
     return 0
 
 

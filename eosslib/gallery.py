@@ -1,4 +1,4 @@
-"""The page that shows all figures of a preset with their captions and headline numbers."""
+"""The page that shows all figures of a preset with their captions and headline numbers, and the table of all numbers."""
 
 from __future__ import annotations
 
@@ -46,3 +46,30 @@ def write_index(folder: Path, preset: Preset) -> Path:
     with atomic(folder / "index.html") as temporary:
         temporary.write_text(page + "\n", encoding="utf-8")
     return folder / "index.html"
+
+
+def write_results(folder: Path, preset: Preset) -> Path:
+    """Write ``results.md``, all headline numbers of a preset beside the paper's, into the folder of its figures.
+
+    Raises:
+        RunFileError: There are no figures, or the folder cannot be written to.
+    """
+    lines = [
+        f"# Results: the {preset.name} preset",
+        "",
+        f"{preset.description}. ± is the standard error over seeds, of slopes that of the regression; numbers without it come from",
+        "one seed or have none.",
+        "",
+        "| figure | quantity | ours | paper |",
+        "|---|---|---|---|",
+    ]
+    found = figures(folder, preset)
+    for figure in found:
+        for headline in figure["headlines"]:
+            cells = [f"{figure['title']}", headline["quantity"], headline["text"], headline["paper"]]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    reduced = [f"- {figure['title']}: not trained yet are {figure['missing']}." for figure in found if figure.get("missing")]
+    lines += ["", "Reduced, because not all runs are trained:", "", *reduced] if reduced else []
+    with atomic(folder / "results.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "results.md"

@@ -24,7 +24,7 @@ from eosslib.analysis import Headline, PowerLaw
 from eosslib.runs import atomic
 
 COLUMN, PAGE = 3.4, 7.0  # inches
-MODEL_LABELS = {"fc-tanh": "FC-tanh", "fc-relu": "FC-ReLU", "cnn": "CNN"}
+MODEL_LABELS = {"fc-tanh": "FC-tanh", "fc-relu": "FC-ReLU", "cnn": "CNN", "transformer": "transformer", "lstm": "LSTM"}
 LOSS_LABELS = {"mse": "squared error", "cross-entropy": "cross-entropy"}
 NOISE_LABELS = {
     "sgd": "mini-batch SGD",
@@ -35,8 +35,8 @@ NOISE_LABELS = {
     "without_u": "GD + noise without u",
 }
 NOISE_ORDER = list(NOISE_LABELS)
-MODEL_MARKERS = {"fc-tanh": "o", "fc-relu": "s", "cnn": "^"}
-MODEL_COLORS = {"fc-tanh": "C0", "fc-relu": "C1", "cnn": "C2"}
+MODEL_MARKERS = {"fc-tanh": "o", "fc-relu": "s", "cnn": "^", "transformer": "o", "lstm": "s"}
+MODEL_COLORS = {"fc-tanh": "C0", "fc-relu": "C1", "cnn": "C2", "transformer": "C0", "lstm": "C1"}
 
 
 def use_style() -> None:
@@ -302,6 +302,7 @@ def save(
     caption += f" Reduced: not trained yet are {missing}." if missing else ""
     record = {"name": name, "title": title, "caption": caption, "headlines": [{**asdict(h), "text": h.text} for h in headlines]}
     record |= {"more": list(more)} if more else {}
+    record |= {"missing": missing} if missing else {}
     with atomic(target / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return [*images, target / f"{name}.json"]

@@ -13,7 +13,7 @@ from test_analysis import family, trajectory
 from eosslib import analysis, panels, plotting
 from eosslib.config import Preset
 from eosslib.errors import RunFileError
-from eosslib.gallery import write_index
+from eosslib.gallery import write_index, write_results
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +140,15 @@ def test_an_index_names_the_notebooks_that_are_not_drawn_yet(tmp_path):
     page = write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})).read_text()
     assert "Not drawn yet, because their runs are not there: 02_b." in page
     assert "Not drawn yet" not in write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)})).read_text()
+
+
+def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_path):
+    preset = Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})
+    headlines = [analysis.Headline("|cos|", 0.97, 0.01, "≈ 1"), analysis.Headline("S", 2.0)]
+    plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", headlines=headlines)
+    plotting.save(plt.figure(), "02_b", tmp_path, title="B", caption="", headlines=headlines[1:], missing="x full (seed 1)")
+    text = write_results(tmp_path, preset).read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert rows == [r"| A | \|cos\| | 0.970 ± 0.010 | ≈ 1 |", "| A | S | 2 | – |", "| B | S | 2 | – |"]
+    assert "- B: not trained yet are x full (seed 1)." in text
+    assert "- A:" not in text
