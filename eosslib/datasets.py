@@ -33,8 +33,13 @@ DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 CIFAR_FILE = "cifar10_5k.npz"
 # SHA-256 over names and contents of the arrays, so that it does not depend on how the file was compressed.
 CIFAR_SHA256 = "29ba0cfe2726c71d1d80b59c4b00b51bd488464064fbc4e804199584babe522b"
-N_CLASSES = 10
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
+# Name → number of classes, axes over which the inputs are standardised (one mean of all, one a channel, none for codes).
+SETS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "digits": (10, (0, 1, 2, 3)),
+    "cifar10": (10, (0, 2, 3)),
+    "topics": (len(ALPHABET), ()),
+}
 CONTEXT = 16  # characters of an example
 TEST_TOPICS = 500  # test examples
 
@@ -82,22 +87,14 @@ def load(
     Raises:
         DataError: The name is unknown, the file is missing or corrupt, or it has fewer than ``train_size`` examples.
     """
-    if name == "digits":
-        images, labels, test_images, test_labels = _digits(train_size)
-        axes: tuple[int, ...] = (0, 1, 2, 3)
-    elif name == "cifar10":
-        images, labels, test_images, test_labels = _cifar10(folder or DATA_FOLDER)
-        axes = (0, 2, 3)
-    elif name == "topics":
-        images, labels, test_images, test_labels = _topics(train_size)
-        axes = ()
-    else:
+    if name not in SETS:
         raise DataError(f"unknown data set '{name}'; there are digits, cifar10 and topics")
+    parts = {"digits": _digits, "topics": _topics}[name](train_size) if name != "cifar10" else _cifar10(folder or DATA_FOLDER)
+    (images, labels, test_images, test_labels), (classes, axes) = parts, SETS[name]
     if train_size > len(images):
         raise DataError(f"{name} has {len(images)} training examples, {train_size} were asked for")
     images, labels = images[:train_size].astype(np.float64), labels[:train_size]
     mean, std = (images.mean(axis=axes, keepdims=True), images.std(axis=axes, keepdims=True)) if axes else (0.0, 1.0)
-    classes = len(ALPHABET) if name == "topics" else N_CLASSES
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor((array - mean) / std).to(device=device, dtype=dtype)

@@ -138,5 +138,5 @@ def tracked(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
                 )
     ax.plot(frame.step, frame.threshold, color="0.45", lw=1.0, ls=":", label="threshold")
     ax.set(xlabel="step", ylabel="curvature", ylim=(0, None))
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)  # above: never on a line
     return ax
