@@ -12,6 +12,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from eosslib import plotting
+
 QUANTITIES = {"minibatch_sharpness": "MiniBS", "batch_sharpness": "batch sharpness", "sharpness": "FullBS"}
 
 
@@ -77,6 +79,22 @@ def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str],
         ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
     from_zero(axes)
     axes[-1].set_xlabel("step")
+
+
+def relative(ax: Axes, frame: pd.DataFrame) -> None:
+    """Draw sharpness in units of 2/η against steps, mean over seeds, a colour a network, GD dashed.
+
+    Args:
+        ax: Where to draw.
+        frame: Trajectories of networks with different thresholds.
+    """
+    for (model, full, size), part in frame.groupby(["model", "full_batch", "batch_size"], sort=False):
+        name = f"{plotting.MODEL_LABELS[str(model)]}, " + ("GD" if full else f"b = {size:,}")
+        style = {"color": plotting.MODEL_COLORS[str(model)], "ls": "--" if full else "-", "label": name}
+        _line(ax, part, part.sharpness / part.threshold, ranged=False, **style)
+    ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
+    ax.set(xlabel="step", ylabel="sharpness over 2/η", ylim=(0, None))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def from_zero(axes: Sequence[Axes]) -> None:

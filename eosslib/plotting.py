@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from eosslib.analysis import Headline, PowerLaw
@@ -247,10 +248,16 @@ def diagonal(ax: Axes) -> None:
     ax.plot([low, high], [low, high], color="0.4", lw=0.8, zorder=0)
     ax.set(xlim=(low, high), ylim=(low, high))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_minor_formatter(mpl.ticker.NullFormatter())
-        if high < 100 * low:  # too short for powers of ten alone
-            axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        short_ticks(axis)
+
+
+def short_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers where it is too short for powers of ten alone."""
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(mpl.ticker.NullFormatter())
+    if high < 100 * low:
+        axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope: float = -1.0) -> None:
