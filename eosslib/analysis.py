@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import NAType
 from scipy import optimize, stats
 
 from eosslib import theory
@@ -309,11 +310,11 @@ def headline_table(headlines: Sequence[Headline]) -> pd.DataFrame:
     return pd.DataFrame([{"quantity": h.quantity, "ours": h.text, "paper": h.paper} for h in headlines]).set_index("quantity")
 
 
-def check(claims: Mapping[str, bool], enforce: bool = True) -> list[str]:
+def check(claims: Mapping[str, bool | NAType], enforce: bool = True) -> list[str]:
     """Say for each claim whether it holds, and insist on it.
 
     Args:
-        claims: What the reader should have seen → whether the numbers say so.
+        claims: What the reader should have seen → whether the numbers say so; ``pandas.NA`` where a run is missing.
         enforce: False for a preset whose numbers mean nothing.
 
     Returns:
@@ -322,7 +323,8 @@ def check(claims: Mapping[str, bool], enforce: bool = True) -> list[str]:
     Raises:
         AssertionError: A claim does not hold; the message names all that do not.
     """
-    failed = [claim for claim, holds in claims.items() if not holds]
+    words = {claim: "not measured" if holds is pd.NA else "holds" if holds else "does not hold" for claim, holds in claims.items()}
+    failed = [claim for claim, word in words.items() if word != "holds"]
     if enforce and failed:
         raise AssertionError("does not hold: " + "; ".join(failed))
-    return [f"{'holds' if holds else 'does not hold'}: {claim}" for claim, holds in claims.items()]
+    return [f"{word}: {claim}" for claim, word in words.items()]

@@ -112,10 +112,12 @@ def noise_trajectories(ax: Axes, frame: pd.DataFrame, noises: Sequence[str]) -> 
     Args:
         ax: Where to draw.
         frame: Trajectories of one network at one batch size, and of gradient descent.
-        noises: Noise models to show.
+        noises: Noise models to show, as far as there are runs.
     """
     for noise in noises:
-        _line(ax, frame[(frame.noise == noise) & ~frame.full_batch], color=noise_color(noise), label=NOISE_LABELS[noise])
+        part = frame[(frame.noise == noise) & ~frame.full_batch]
+        if len(part):
+            _line(ax, part, color=noise_color(noise), label=NOISE_LABELS[noise])
     _gradient_descent(ax, frame)
 
 

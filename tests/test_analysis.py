@@ -144,6 +144,13 @@ def test_a_claim_that_does_not_hold_stops_the_notebook_unless_the_preset_is_exem
     assert analysis.check(claims, enforce=False) == ["holds: two is more than one", "does not hold: one is more than two"]
 
 
+def test_a_claim_about_a_run_that_is_missing_is_neither_kept_nor_broken():
+    claims = {"a is more than b": pd.Series([2.0, np.nan], dtype="Float64").gt(1).iloc[1]}
+    assert analysis.check(claims, enforce=False) == ["not measured: a is more than b"]
+    with pytest.raises(AssertionError, match="a is more than b"):
+        analysis.check(claims)
+
+
 # --- the closed form ---------------------------------------------------------------------------------------------------------
 
 ALPHA, BETA, LR, NOISE = 0.02, 1000.0, 0.1, 1e-4  # 2α/β = 4e-5, ΔS = ηβσ²/(4α) = 0.125

@@ -79,6 +79,25 @@ class TestReference:
         assert stated["slope of the gap, FC-tanh"]["ours"] == pytest.approx(fit.slope, rel=1e-9)
 
 
+NOTEBOOKS = sorted((runs.ROOT / "notebooks").glob("*.ipynb"))
+ON_CIFAR10 = [path for path in NOTEBOOKS if 'preset = \\"cifar10\\"' in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", ON_CIFAR10, ids=lambda path: path.stem)
+def test_the_claims_of_notebooks_that_open_with_cifar10_hold_on_the_digits(path, tmp_path):
+    import papermill
+
+    folders = {
+        "preset": str(runs.ROOT / "config/digits.yaml"),
+        "runs_folder": str(REFERENCE / "digits"),
+        "figures_folder": str(tmp_path),
+    }
+    papermill.execute_notebook(path, tmp_path / path.name, folders, cwd=path.parent, kernel_name="python3", progress_bar=False)
+    drawn = json.loads((tmp_path / f"{path.stem}.json").read_text(encoding="utf-8"))
+    committed = json.loads((runs.ROOT / "figures/digits" / f"{path.stem}.json").read_text(encoding="utf-8"))
+    assert [h["text"] for h in drawn["headlines"]] == [h["text"] for h in committed["headlines"]]
+
+
 def test_there_are_three_seeds_and_eleven_batch_sizes_for_the_gap_on_digits():
     frame = runs.collect(config.load_preset("digits"), ("fc-tanh",), REFERENCE / "digits")
     sgd = frame[~frame.full_batch]
