@@ -7,6 +7,7 @@ import json
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from test_analysis import family, trajectory
 
@@ -100,6 +101,30 @@ def test_panels_that_start_at_zero_reach_the_highest_line_of_any_of_them():
         ax.axhline(7.0)
     panels.from_zero(axes)
     assert [ax.get_ylim() for ax in axes] == [(0, pytest.approx(3.15))] * 2
+
+
+def test_networks_with_different_thresholds_are_drawn_in_units_of_their_own():
+    rows = [("lstm", 5.0, True, 100), ("lstm", 5.0, False, 10), ("transformer", 10.0, True, 100)]
+    columns = ["model", "threshold", "full_batch", "batch_size"]
+    part = pd.DataFrame(rows, columns=columns).assign(sharpness=10.0, diverged=False, seed=0)
+    _, ax = plt.subplots()
+    panels.relative(ax, pd.concat([part.assign(step=step) for step in (0, 10)]))
+    drawn = {line.get_label(): (line.get_ydata()[0], line.get_linestyle()) for line in ax.lines}
+    assert drawn["LSTM, GD"] == (2.0, "--")
+    assert drawn["LSTM, b = 10"] == (2.0, "-")
+    assert drawn["transformer, GD"] == (1.0, "--")
+
+
+def test_a_short_logarithmic_axis_has_plain_numbers_and_a_long_one_powers_of_ten():
+    for high, first in ((30.0, "2"), (3000.0, "$\\mathdefault{10^{0}}$")):
+        _, ax = plt.subplots()
+        ax.set(yscale="log", ylim=(0.9 if high > 100 else 1.5, high))
+        plotting.short_ticks(ax.yaxis)
+        ax.figure.canvas.draw()
+        low = ax.get_ylim()[0]
+        labels = [t.get_text() for t, y in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True) if low <= y <= high]
+        assert labels[0] == first
+        assert not any(t.get_text() for t in ax.get_yticklabels(minor=True))
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):
