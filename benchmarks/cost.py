@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import platform
 import statistics
 import sys
@@ -34,7 +35,7 @@ from torch import nn
 from eosslib import config, datasets, eigen, measurements, models
 from eosslib.curvature import Hessian, full_gradient
 from eosslib.errors import DataError
-from eosslib.flat import Objective
+from eosslib.flat import Objective, StackedNetwork
 from eosslib.sampling import batches
 from eosslib.training import Trainer, choose_device
 
@@ -99,7 +100,7 @@ def steps_of(built: Trainer, size: int, count: int) -> Job:
 
 
 def _data(built: Trainer) -> datasets.Dataset:
-    return datasets.Dataset(built.x[0], built.y[0], built.x_test[0], built.y_test[0])
+    return datasets.Dataset(built.x[0], built.y[0], built.observer.x_test[0], built.observer.y_test[0])
 
 
 def _changes(built: Trainer) -> dict[str, object]:
@@ -109,7 +110,7 @@ def _changes(built: Trainer) -> dict[str, object]:
 def bare_loop(built: Trainer, size: int, count: int) -> Job:
     """The loop a reader would write: nn.Sequential, autograd, torch.optim.SGD, indices from one permutation."""
     c, data = built.config, _data(built)
-    network = models.initialised(c.model, tuple(data.x.shape[1:]), 10, width=c.width, depth=c.depth, seed=0)
+    network = models.initialised(c.model, data.shape, 10, width=c.width, depth=c.depth, seed=0)
     network = network.to(built.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=c.lr)
     drawn = batches(c.train_size, size, "reshuffle", 0, 0, count, built.device)
@@ -152,11 +153,12 @@ def operations(built: Trainer) -> tuple[float, float, float]:
     A layer with m multiply-adds costs 2m in the forward pass, 2m for the weights' gradient and, but for the first, 2m for the
     input's; the tangents of a product cost twice that where the input has a tangent, once where it has none.
     """
-    forward = gradient = product = 0.0
+    network, forward, gradient, product = built.objective.network, 0.0, 0.0, 0.0
+    assert isinstance(network, StackedNetwork)
     with torch.no_grad():
-        kept = built.objective.network.forward([p[:1] for p in built.objective.network.views(built.state.theta)], built.x[:, :1])
+        kept = network.forward([p[:1] for p in network.views(built.state.theta)], built.x[:, :1])
     first = True
-    for (layer, _), k in zip(built.objective.network.layers, kept, strict=True):
+    for (layer, _), k in zip(network.layers, kept, strict=True):
         if not layer.parameters:
             continue
         weight = k.p[0][0]
@@ -189,7 +191,7 @@ def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[
 
     yield f"SciPy {scipy.__version__} eigsh on our product, tol 1e-3", scipy_solver
     data = _data(built)
-    network = models.build(built.config.model, tuple(data.x.shape[1:]), 10, width=built.config.width, depth=built.config.depth)
+    network = models.build(built.config.model, data.shape, 10, width=built.config.width, depth=built.config.depth)
     network = network.to(built.device)
     nn.utils.vector_to_parameters(theta[0], network.parameters())
     # Theirs is the mean over the outputs as well: 2/K of our loss.
@@ -332,7 +334,8 @@ def report(model: str, args: argparse.Namespace) -> str:
             row |= {"products": float(products) if products > 0 else np.nan, "relative error": abs(value / truth - 1)}
         elif label.startswith("λ_max"):
             vectors, tol = (before if "warm" in label else start), float(label.rsplit(" ", 1)[1])
-            pairs = in_tf32(lambda v=vectors, t=tol: solve(v, t)) if label.startswith(TF32) else solve(vectors, tol)
+            job = functools.partial(solve, vectors, tol)
+            pairs = in_tf32(job) if label.startswith(TF32) else job()
             row |= {"products": pairs.products.item(), "relative error": abs(pairs.values.item() / truth - 1)}
         rows.append(row)
     frame = pd.DataFrame(rows).set_index("job")
