@@ -19,6 +19,7 @@ from eosslib import theory
 
 RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "noise", "sampling", "full_batch", "seed", "threshold"]
 RUN_KEYS += ["optimizer", "momentum"]
+BLOCKS = 5  # of a plateau, for its error in time
 PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (science of the sharpness-gap paper)
 
 
@@ -31,21 +32,30 @@ def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] 
         more: Further columns to average, over the rows that have them.
 
     Returns:
-        The run's settings with ``sharpness``, ``noise_variance``, ``measurements`` (how many were averaged) and ``more``. A run
-        that diverged has no plateau: NaN.
+        The run's settings with ``sharpness``, ``noise_variance``, ``measurements`` (how many were averaged) and ``more``, and
+        ``sharpness_se``, the standard error in time: of five successive block means of the plateau, whose fluctuations may be
+        taken as independent. A run that diverged has no plateau: NaN.
     """
     end = frame["steps"].clip(upper=until) if until else frame["steps"]
     window = frame[(frame.step > (1 - PLATEAU) * end) & (frame.step <= end)]
     table = window.groupby(RUN_KEYS, as_index=False).agg(
         sharpness=("sharpness", "mean"),
+        sharpness_se=("sharpness", _block_error),
         noise_variance=("noise_variance", "mean"),
         measurements=("sharpness", "count"),
         **{column: (column, "mean") for column in more},
     )
     runs = frame[[*RUN_KEYS, "diverged"]].drop_duplicates()
     table = runs.merge(table, on=RUN_KEYS, how="left")
-    table.loc[table.diverged, ["sharpness", "noise_variance", *more]] = np.nan
+    table.loc[table.diverged, ["sharpness", "sharpness_se", "noise_variance", *more]] = np.nan
     return table
+
+
+def _block_error(values: pd.Series) -> float:
+    measured = values.dropna().to_numpy()
+    if len(measured) < 2 * BLOCKS:
+        return np.nan
+    return float(np.std([block.mean() for block in np.array_split(measured, BLOCKS)], ddof=1) / np.sqrt(BLOCKS))
 
 
 def gaps(table: pd.DataFrame) -> pd.DataFrame:
@@ -55,15 +65,35 @@ def gaps(table: pd.DataFrame) -> pd.DataFrame:
         table: Plateaus; those of gradient descent must be among them.
 
     Returns:
-        The rows that are not gradient descent, with ``gap`` and ``relative_gap`` (in units of 2/η); NaN where gradient descent
-        of the same network and seed is not among the runs.
+        The rows that are not gradient descent, with ``gap``, ``gap_se`` (the errors in time of both plateaus) and
+        ``relative_gap`` (in units of 2/η); NaN where gradient descent of the same network and seed is not among the runs.
     """
     keys = ["model", "loss_name", "lr", "optimizer", "momentum", "train_size", "seed"]
-    baseline = table[table.full_batch][[*keys, "sharpness"]].rename(columns={"sharpness": "gd_sharpness"})
+    baseline = table[table.full_batch][[*keys, "sharpness", "sharpness_se"]]
+    baseline = baseline.rename(columns={"sharpness": "gd_sharpness", "sharpness_se": "gd_sharpness_se"})
     merged = table[~table.full_batch].merge(baseline, on=keys, how="left")
     merged["gap"] = merged.gd_sharpness - merged.sharpness
+    merged["gap_se"] = np.hypot(merged.gd_sharpness_se, merged.sharpness_se)
     merged["relative_gap"] = merged.gap / merged.threshold
     return merged
+
+
+def mean_gaps(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Average gaps over seeds and say which of them are more than noise.
+
+    Args:
+        table: As ``gaps`` gives them.
+        by: Columns that tell the runs apart but for the seed.
+
+    Returns:
+        As ``over_seeds``, but for one seed ``se`` is that of the plateaus in time; and ``clear``: the gap exceeds two standard
+        errors, of those over seeds and in time the larger.
+    """
+    means = over_seeds(table, "gap", by)
+    in_time = table.groupby(list(by), sort=False).gap_se.agg(lambda errors: np.sqrt((errors**2).sum(min_count=1)) / len(errors))
+    larger = np.fmax(means.se.to_numpy(), in_time.to_numpy())
+    means["se"] = means.se.where(means.seeds > 1, in_time.to_numpy())
+    return means.assign(clear=means["mean"] > 2 * larger)
 
 
 def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +106,8 @@ def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a run: its settings, ``gap`` (0 for gradient descent itself), ``alpha``, ``beta`` and their standard errors over
-        windows ``_se``, ``raw_alpha``, ``displacement`` E[x²], ``expected_displacement`` 2α/β, ``windows``; and predictions of
+        windows ``_se``, ``raw_alpha``, ``displacement`` E[x²], ``expected_displacement`` 2α/β, ``noise_displacement``
+        (what the noise drives in a quadratic of the plateau's sharpness; NaN above the threshold), ``windows``; and predictions of
         the gap, each with one assumption less than the one before: ``closed_form`` ηβσ_u²/(4α); ``finite``, where the gap need
         not be small against 2/η (``theory.gap_beyond_small``); ``reshuffled``, where the noise is taken at the frequency of the
         oscillation (``theory.edge_noise_factor``); ``top_j``, where the top j directions together hold the sharpness down
@@ -105,6 +136,7 @@ def _predictions(table: pd.DataFrame) -> pd.DataFrame:
     closed_form = theory.predicted_gap(lr, alpha, beta, noise, mu)
     new = {
         "expected_displacement": theory.stationary_displacement(alpha, beta),
+        "noise_displacement": theory.noise_displacement(lr, table.sharpness.to_numpy(float), noise, mu),
         "closed_form": closed_form,
         "finite": theory.gap_beyond_small(lr, closed_form, mu),
         "reshuffled": theory.gap_beyond_small(lr, theory.predicted_gap(lr, alpha, beta, edge, mu), mu),
@@ -321,10 +353,10 @@ def check(claims: Mapping[str, bool | NAType], enforce: bool = True) -> list[str
         A line a claim.
 
     Raises:
-        AssertionError: A claim does not hold; the message names all that do not.
+        AssertionError: A claim does not hold or was not measured; the message names all of these.
     """
     words = {claim: "not measured" if holds is pd.NA else "holds" if holds else "does not hold" for claim, holds in claims.items()}
     failed = [claim for claim, word in words.items() if word != "holds"]
     if enforce and failed:
-        raise AssertionError("does not hold: " + "; ".join(failed))
+        raise AssertionError("; ".join(f"{words[claim]}: {claim}" for claim in failed))
     return [f"{word}: {claim}" for claim, word in words.items()]

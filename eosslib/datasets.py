@@ -6,8 +6,8 @@ images, each channel standardised. Both standardise with the statistics of the t
 
 ``topics``: the standard library's own documentation topics (``pydoc_data``), which every Python carries, as a stream of
 lower-case letters and single spaces. An example is 16 characters, as codes 0–26, and the character that follows; training and test
-examples are spread evenly over the text and do not overlap. The text is that of the Python that runs; another version's differs
-a little.
+examples are spread evenly over the text and do not overlap. The text is that of the Python that runs (its version is in a
+run's provenance); another version has another text, and with it other examples.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -34,14 +35,10 @@ CIFAR_FILE = "cifar10_5k.npz"
 # SHA-256 over names and contents of the arrays, so that it does not depend on how the file was compressed.
 CIFAR_SHA256 = "29ba0cfe2726c71d1d80b59c4b00b51bd488464064fbc4e804199584babe522b"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
-# Name → number of classes, axes over which the inputs are standardised (one mean of all, one a channel, none for codes).
-SETS: dict[str, tuple[int, tuple[int, ...]]] = {
-    "digits": (10, (0, 1, 2, 3)),
-    "cifar10": (10, (0, 2, 3)),
-    "topics": (len(ALPHABET), ()),
-}
 CONTEXT = 16  # characters of an example
 TEST_TOPICS = 500  # test examples
+
+Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images, labels; for training, for testing
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +85,9 @@ def load(
         DataError: The name is unknown, the file is missing or corrupt, or it has fewer than ``train_size`` examples.
     """
     if name not in SETS:
-        raise DataError(f"unknown data set '{name}'; there are digits, cifar10 and topics")
-    parts = {"digits": _digits, "topics": _topics}[name](train_size) if name != "cifar10" else _cifar10(folder or DATA_FOLDER)
-    (images, labels, test_images, test_labels), (classes, axes) = parts, SETS[name]
+        raise DataError(f"unknown data set '{name}'; there are {', '.join(SETS)}")
+    read, classes, axes = SETS[name]
+    images, labels, test_images, test_labels = read(train_size, folder or DATA_FOLDER)
     if train_size > len(images):
         raise DataError(f"{name} has {len(images)} training examples, {train_size} were asked for")
     images, labels = images[:train_size].astype(np.float64), labels[:train_size]
@@ -106,7 +103,7 @@ def load(
     return Dataset(tensor(images), one_hot(labels), tensor(test_images.astype(np.float64)), one_hot(test_labels))
 
 
-def _digits(train_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _digits(train_size: int, _: Path) -> Arrays:
     # The table behind sklearn.datasets.load_digits, without the seconds that importing scikit-learn takes in every job.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
@@ -120,7 +117,7 @@ def _digits(train_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return images[:train_size], labels[:train_size], images[train_size:], labels[train_size:]
 
 
-def _topics(train_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _topics(train_size: int, _: Path) -> Arrays:
     from pydoc_data.topics import topics
 
     text = " ".join(re.findall(r"[a-z]+", " ".join(topics[key] for key in sorted(topics)).lower()))
@@ -136,7 +133,7 @@ def _topics(train_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return x[~test], y[~test], x[test], y[test]
 
 
-def _cifar10(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _cifar10(_: int, folder: Path) -> Arrays:
     path = folder / CIFAR_FILE
     if not path.is_file():
         raise DataError(f"{path} is missing: fetch it with `python -m eosslib fetch cifar10`")
@@ -149,6 +146,14 @@ def _cifar10(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     if checksum(arrays) != CIFAR_SHA256:
         raise DataError(f"{path} is corrupt (its checksum differs): delete it and fetch it again")
     return arrays["train_images"], arrays["train_labels"], arrays["test_images"], arrays["test_labels"]
+
+
+# Name → how to read it, number of classes, axes over which inputs are standardised: one mean of all, one a channel, none for codes.
+SETS: dict[str, tuple[Callable[[int, Path], Arrays], int, tuple[int, ...]]] = {
+    "digits": (_digits, 10, (0, 1, 2, 3)),
+    "cifar10": (_cifar10, 10, (0, 2, 3)),
+    "topics": (_topics, len(ALPHABET), ()),
+}
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
@@ -172,7 +177,7 @@ def fetch_cifar10(folder: Path | None = None) -> Path:
     folder = folder or DATA_FOLDER
     path = folder / CIFAR_FILE
     if path.is_file():
-        _cifar10(folder)
+        _cifar10(0, folder)
         log.info("%s is there and its checksum is right", path)
         return path
     from torchvision.datasets import CIFAR10

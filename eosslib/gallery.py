@@ -57,8 +57,8 @@ def write_results(folder: Path, preset: Preset) -> Path:
     lines = [
         f"# Results: the {preset.name} preset",
         "",
-        f"{preset.description}. ± is the standard error over seeds, of slopes that of the regression; numbers without it come from",
-        "one seed or have none.",
+        f"{preset.description}. ± is the standard error over seeds, of slopes that of the regression, of means over b that over",
+        "batch sizes. Numbers without it come from one seed or are counts.",
         "",
         "| figure | quantity | ours | paper |",
         "|---|---|---|---|",

@@ -94,12 +94,23 @@ def stationary_displacement(alpha: Number, beta: Number) -> Number:
     return 2.0 * alpha / beta
 
 
+def noise_displacement(lr: Number, curvature: Number, noise_variance: Number, momentum: Any = 0.0) -> np.ndarray:
+    """E[x²] = ησ²(1 + μ)/((1 − μ)λ(2 + 2μ − ηλ)) on a quadratic of curvature λ with noise that is independent from step to step.
+
+    NaN at and above the stability threshold, λ ≥ (2 + 2μ)/η, where there is no stationary state.
+    """
+    margin = 2.0 + 2.0 * np.asarray(momentum) - np.asarray(lr) * curvature
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = lr * noise_variance * (1.0 + momentum) / ((1.0 - momentum) * curvature * margin)
+    return np.where((margin > 0) & (np.asarray(curvature) > 0), value, np.nan)
+
+
 def gap_beyond_small(lr: float | np.ndarray, small_gap: float | np.ndarray, momentum: float | np.ndarray = 0.0) -> np.ndarray:
     """Solve ΔS(1 − ηΔS/(2 + 2μ)) = ΔS₀ for ΔS, where ΔS₀ is the closed form, which holds for small ηΔS.
 
-    On a quadratic of curvature λ = (2 + 2μ)/η − ΔS, x ← (1 + μ − ηλ)x − μx₋₁ + ηξ has, exactly,
-    E[x²] = ησ²(1 + μ)/((1 − μ)λ(2 + 2μ − ηλ)), which is ησ²/(2(1 − μ)ΔS(1 − ηΔS/(2 + 2μ))). NaN where no curvature below the
-    threshold has so small a variance (ΔS₀ above (1 + μ)/(2η)).
+    On a quadratic of curvature λ = (2 + 2μ)/η − ΔS, x ← (1 + μ − ηλ)x − μx₋₁ + ηξ has, exactly (``noise_displacement``),
+    E[x²] = ησ²/(2(1 − μ)ΔS(1 − ηΔS/(2 + 2μ))). Of two solutions this is the one near the threshold, at most half of it.
+    NaN where no curvature below the threshold has so small a variance (ΔS₀ above (1 + μ)/(2η)).
 
     Args:
         lr: Step size η.

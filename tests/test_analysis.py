@@ -49,6 +49,26 @@ def test_the_plateau_is_the_mean_over_the_last_quarter_of_the_steps():
     assert table.measurements.item() == 10
 
 
+def test_the_error_of_a_plateau_in_time_is_that_of_its_five_block_means():
+    table = analysis.plateaus(trajectory(10, 0, np.arange(41.0)))  # ten values, blocks of two: means 31.5, 33.5, …, 39.5
+    assert table.sharpness_se.item() == pytest.approx(np.sqrt(10.0 / 5))
+    too_few = trajectory(10, 0, np.arange(37.0)).assign(steps=3600)
+    assert np.isnan(analysis.plateaus(too_few).sharpness_se.item())
+
+
+def test_a_gap_below_two_of_its_errors_is_not_clear():
+    wobble = np.tile([1.0, 1.0, -1.0, -1.0], 11)[1:42]
+    frame = pd.concat(
+        [trajectory(1000, 0, 20.0 + wobble, full=True), trajectory(10, 0, 10.0 + wobble), trajectory(100, 0, 19.9 - wobble)]
+    )
+    gaps = analysis.gaps(analysis.plateaus(frame))
+    means = analysis.mean_gaps(gaps, ["batch_size"]).set_index("batch_size")
+    assert means.clear.to_dict() == {10: True, 100: False}
+    assert means.se.to_dict() == pytest.approx(gaps.set_index("batch_size").gap_se.to_dict())  # one seed: the error in time
+    shifted = pd.concat([gaps, gaps.assign(seed=1, gap=gaps.gap + 8.0)])
+    assert analysis.mean_gaps(shifted, ["batch_size"]).se.tolist() == pytest.approx([4.0, 4.0])  # two: their spread is larger
+
+
 def test_the_plateau_up_to_a_step_uses_the_last_quarter_before_it():
     table = analysis.plateaus(trajectory(10, 0, np.arange(41.0)), until=2000)
     assert table.sharpness.item() == pytest.approx(np.mean(np.arange(16, 21)))

@@ -53,7 +53,7 @@ def test_more_examples_than_there_are_are_refused() -> None:
 
 
 def test_an_unknown_data_set_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match="unknown data set 'mnist'; there are digits, cifar10 and topics"):
+    with pytest.raises(DataError, match="unknown data set 'mnist'; there are digits, cifar10, topics"):
         datasets.load("mnist", 10)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from eosslib import analysis, config, runs
+from eosslib.gallery import write_results
 
-REFERENCE = runs.ROOT / "data/reference"
+REFERENCE, FIGURES = runs.ROOT / "data/reference", runs.ROOT / "figures"
 PRESETS = sorted(path.name for path in REFERENCE.iterdir() if path.is_dir())
 
 
@@ -23,7 +24,7 @@ def committed(name: str) -> list[tuple[config.Group, config.RunConfig]]:
     return [(group, run) for group, run in every if runs.run_path(REFERENCE / name, group, run).is_file()]
 
 
-def test_the_default_preset_is_whole():
+def test_the_digits_preset_is_whole():
     assert len(committed("digits")) == sum(len(group.runs) for group in shown_groups(config.load_preset("digits")))
 
 
@@ -79,23 +80,31 @@ class TestReference:
         assert stated["slope of the gap, FC-tanh"]["ours"] == pytest.approx(fit.slope, rel=1e-9)
 
 
-NOTEBOOKS = sorted((runs.ROOT / "notebooks").glob("*.ipynb"))
-ON_CIFAR10 = [path for path in NOTEBOOKS if 'preset = \\"cifar10\\"' in path.read_text(encoding="utf-8")]
+NOTEBOOKS = [name for name, entries in config.load_preset("digits").notebooks.items() if entries]
 
 
-@pytest.mark.parametrize("path", ON_CIFAR10, ids=lambda path: path.stem)
-def test_the_claims_of_notebooks_that_open_with_cifar10_hold_on_the_digits(path, tmp_path):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_committed_digits_runs_give_the_committed_numbers_and_keep_every_claim(name, tmp_path):
     import papermill
 
-    folders = {
-        "preset": str(runs.ROOT / "config/digits.yaml"),
-        "runs_folder": str(REFERENCE / "digits"),
-        "figures_folder": str(tmp_path),
-    }
-    papermill.execute_notebook(path, tmp_path / path.name, folders, cwd=path.parent, kernel_name="python3", progress_bar=False)
-    drawn = json.loads((tmp_path / f"{path.stem}.json").read_text(encoding="utf-8"))
-    committed = json.loads((runs.ROOT / "figures/digits" / f"{path.stem}.json").read_text(encoding="utf-8"))
-    assert [h["text"] for h in drawn["headlines"]] == [h["text"] for h in committed["headlines"]]
+    digits = {"preset": str(runs.ROOT / "config/digits.yaml"), "runs_folder": str(REFERENCE / "digits")}
+    options = {"cwd": runs.ROOT / "notebooks", "kernel_name": "python3", "progress_bar": False}
+    path = runs.ROOT / f"notebooks/{name}.ipynb"
+    papermill.execute_notebook(path, tmp_path / path.name, digits | {"figures_folder": str(tmp_path)}, **options)
+    drawn = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    committed = json.loads((FIGURES / "digits" / f"{name}.json").read_text(encoding="utf-8"))
+    assert [(h["quantity"], h["text"]) for h in drawn["headlines"]] == [(h["quantity"], h["text"]) for h in committed["headlines"]]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_committed_figures_name_the_runs_they_lack_and_the_table_has_their_numbers(name, tmp_path):
+    preset, drawn = config.load_preset(name), sorted((FIGURES / name).glob("*.json"))
+    for path in drawn:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if entries := preset.notebooks[path.stem]:
+            assert record.get("missing", "") == runs.collect(preset, entries, REFERENCE / name).attrs["missing"], path.name
+        (tmp_path / path.name).write_text(json.dumps(record))
+    assert write_results(tmp_path, preset).read_text("utf-8") == (FIGURES / name / "results.md").read_text("utf-8")
 
 
 def test_there_are_three_seeds_and_eleven_batch_sizes_for_the_gap_on_digits():

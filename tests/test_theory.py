@@ -144,3 +144,18 @@ def test_gaps_that_are_not_small_are_those_of_a_quadratic_with_noise_and_heavy_b
     assert exact < 0.7 * gap
     assert float(theory.gap_beyond_small(lr, exact, momentum)) == pytest.approx(gap, rel=1e-9)
     assert np.isnan(theory.gap_beyond_small(lr, 0.51 * (1 + momentum) / lr, momentum))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("curvature", [0.5, 10.0, 19.0])
+def test_the_displacement_that_noise_drives_solves_the_lyapunov_equation(momentum: float, curvature: float) -> None:
+    lr, variance = 0.1, 0.3
+    step = np.array([[1.0 + momentum - lr * curvature, -momentum], [1.0, 0.0]])
+    noise = np.diag([lr**2 * variance, 0.0])
+    exact = np.linalg.solve(np.eye(4) - np.kron(step, step), noise.flatten())[0]
+    assert theory.noise_displacement(lr, curvature, variance, momentum) == pytest.approx(exact, rel=1e-9)
+
+
+def test_above_the_threshold_there_is_no_stationary_displacement() -> None:
+    assert np.isnan(theory.noise_displacement(0.1, np.array([20.0, 25.0]), 0.3)).all()
+    assert np.isfinite(theory.noise_displacement(0.1, np.array([25.0, 37.0]), 0.3, 0.9)).all()
