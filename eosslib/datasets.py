@@ -38,7 +38,7 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 CONTEXT = 16  # characters of an example
 TEST_TOPICS = 500  # test examples
 
-Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images, labels; for training, for testing
+_Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images, labels; for training, for testing
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ def load(
     Raises:
         DataError: The name is unknown, the file is missing or corrupt, or it has fewer than ``train_size`` examples.
     """
-    if name not in SETS:
-        raise DataError(f"unknown data set '{name}'; there are {', '.join(SETS)}")
-    read, classes, axes = SETS[name]
+    if name not in _SETS:
+        raise DataError(f"unknown data set '{name}'; there are {', '.join(_SETS)}")
+    read, classes, axes = _SETS[name]
     images, labels, test_images, test_labels = read(train_size, folder or DATA_FOLDER)
     if train_size > len(images):
         raise DataError(f"{name} has {len(images)} training examples, {train_size} were asked for")
@@ -103,7 +103,7 @@ def load(
     return Dataset(tensor(images), one_hot(labels), tensor(test_images.astype(np.float64)), one_hot(test_labels))
 
 
-def _digits(train_size: int, _: Path) -> Arrays:
+def _digits(train_size: int, _: Path) -> _Arrays:
     # The table behind sklearn.datasets.load_digits, without the seconds that importing scikit-learn takes in every job.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
@@ -117,7 +117,7 @@ def _digits(train_size: int, _: Path) -> Arrays:
     return images[:train_size], labels[:train_size], images[train_size:], labels[train_size:]
 
 
-def _topics(train_size: int, _: Path) -> Arrays:
+def _topics(train_size: int, _: Path) -> _Arrays:
     from pydoc_data.topics import topics
 
     text = " ".join(re.findall(r"[a-z]+", " ".join(topics[key] for key in sorted(topics)).lower()))
@@ -133,7 +133,7 @@ def _topics(train_size: int, _: Path) -> Arrays:
     return x[~test], y[~test], x[test], y[test]
 
 
-def _cifar10(_: int, folder: Path) -> Arrays:
+def _cifar10(_: int, folder: Path) -> _Arrays:
     path = folder / CIFAR_FILE
     if not path.is_file():
         raise DataError(f"{path} is missing: fetch it with `python -m eosslib fetch cifar10`")
@@ -149,7 +149,7 @@ def _cifar10(_: int, folder: Path) -> Arrays:
 
 
 # Name → how to read it, number of classes, axes over which inputs are standardised: one mean of all, one a channel, none for codes.
-SETS: dict[str, tuple[Callable[[int, Path], Arrays], int, tuple[int, ...]]] = {
+_SETS: dict[str, tuple[Callable[[int, Path], _Arrays], int, tuple[int, ...]]] = {
     "digits": (_digits, 10, (0, 1, 2, 3)),
     "cifar10": (_cifar10, 10, (0, 2, 3)),
     "topics": (_topics, len(ALPHABET), ()),

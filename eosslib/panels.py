@@ -90,7 +90,7 @@ def relative(ax: Axes, frame: pd.DataFrame) -> None:
     """
     for (model, full, size), part in frame.groupby(["model", "full_batch", "batch_size"], sort=False):
         name = f"{plotting.MODEL_LABELS[str(model)]}, " + ("GD" if full else f"b = {size:,}")
-        style = {"color": plotting.MODEL_COLORS[str(model)], "ls": "--" if full else "-", "label": name}
+        style: dict[str, Any] = {"color": plotting.MODEL_COLORS[str(model)], "ls": "--" if full else "-", "label": name}
         _line(ax, part, part.sharpness / part.threshold, **style)
     ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
     ax.set(xlabel="step", ylabel="sharpness over 2/η", ylim=(0, None))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import html
 import itertools
 import re
 import subprocess
@@ -78,3 +80,16 @@ def test_the_package_holds_every_module_and_data_file() -> None:
     assert files
     for path in files:
         assert any(Path(path.name).match(pattern) for pattern in patterns), path
+
+
+def test_the_committed_api_reference_has_every_public_name_and_its_docstring():
+    pages = sorted((ROOT / "figures/api/eosslib").glob("*.html"))
+    assert len(pages) > 15
+    for page in pages:
+        text = html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
+        module = ast.parse((ROOT / f"eosslib/{page.stem}.py").read_text(encoding="utf-8"))
+        for node in module.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert f'id="{node.name}"' in page.read_text(encoding="utf-8"), f"{page.name}: {node.name}"
+                first = re.split(r"[`*_\[<]", (ast.get_docstring(node) or "").split("\n")[0])[0].strip()
+                assert first in text, f"{page.name}: {node.name}"
