@@ -88,6 +88,17 @@ class ModuleNetwork:
         """Return forward and backward pass of one network of a stack."""
         return AutomaticLinearization(self, loss, params, x, y, weights)
 
+    def gradient(
+        self, loss: Loss, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float
+    ) -> list[torch.Tensor]:
+        """Return the gradient of one network of a stack, per parameter (1, *shape), with nothing kept for further derivatives."""
+        weights = weights[0] if isinstance(weights, torch.Tensor) else weights
+        with torch.enable_grad():
+            leaves = [p[0].detach().requires_grad_() for p in params]
+            total = (loss.value(self.one(leaves, x[0]), y[0]) * weights).sum()
+        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        return [grad.unsqueeze(0) for grad in grads]
+
 
 class Counted:
     """Counts the bytes of the tensors that a graph keeps while this context is open."""

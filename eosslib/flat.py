@@ -98,6 +98,12 @@ class StackedNetwork:
         """Return forward and backward pass of one block of a stack."""
         return Linearization(self, loss, params, x, y, weights)
 
+    def gradient(
+        self, loss: Loss, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float
+    ) -> list[torch.Tensor]:
+        """Return the gradient of each network of one block of a stack, per parameter."""
+        return Linearization(self, loss, params, x, y, weights).gradient()
+
 
 class Linearization:
     """A forward and a backward pass through one block of a stack, kept for derivatives at the same parameters.
@@ -248,10 +254,7 @@ class Objective:
             weights: (R, B), or one number.
             rows: One of ``network.blocks(R)``.
         """
-        stack = len(params[0])
-        x, y = x.expand(stack, *x.shape[1:])[rows], (y[rows] if len(y) == stack else y)
-        weights = weights[rows] if isinstance(weights, torch.Tensor) else weights
-        return self.network.linearization(self.loss, [p[rows] for p in params], x, y, weights)
+        return self.network.linearization(self.loss, *_block(params, x, y, weights, rows))
 
     def batch_gradient(
         self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float | None = None
@@ -266,7 +269,16 @@ class Objective:
         """
         weights = 1.0 / x.shape[1] if weights is None else weights
         blocks = self.network.blocks(len(params[0]))
-        return joined([self.linearize(params, x, y, weights, rows).gradient() for rows in blocks])
+        return joined([self.network.gradient(self.loss, *_block(params, x, y, weights, rows)) for rows in blocks])
+
+
+def _block(
+    params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float, rows: slice
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor | float]:
+    """Cut one block out of a stack; arguments as for ``Objective.linearize``."""
+    stack = len(params[0])
+    x, y = x.expand(stack, *x.shape[1:])[rows], (y[rows] if len(y) == stack else y)
+    return [p[rows] for p in params], x, y, weights[rows] if isinstance(weights, torch.Tensor) else weights
 
 
 def joined(blocks: list[list[torch.Tensor]]) -> list[torch.Tensor]:

@@ -119,6 +119,21 @@ def test_networks_for_text_have_the_hessian_of_dense_differentiation(model: str)
     assert float(found) == pytest.approx(torch.linalg.eigvalsh(dense)[-1].item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["lstm", "transformer", *RESIDUAL])
+def test_the_gradient_of_a_step_is_that_of_the_kept_pass_bit_for_bit_but_keeps_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (1, 1, 5) if name in models.TEXT else (1, 4, 4)
+    p = problem(name, "cross-entropy", n=6, width=4 if name in models.TEXT else 1, shape=shape, stack=2)
+    objective = automatic(p)
+    params, x = objective.network.views(p.theta), p.x.abs().long().clamp(max=2).double() if name in models.TEXT else p.x
+    weights = torch.linspace(0.1, 0.6, 12, dtype=p.theta.dtype).view(2, 6)
+    kept = [objective.linearize(params, x, p.y, weights, slice(r, r + 1)).gradient() for r in range(2)]
+    monkeypatch.setattr("eosslib.automatic.AutomaticLinearization", None)  # a step has no use for it
+    for r, found in enumerate(zip(*objective.batch_gradient(params, x, p.y, weights), strict=True)):
+        assert all(torch.equal(a, b[0]) and not a.requires_grad for a, b in zip(found, kept[r], strict=True))
+
+
 def test_batch_normalisation_sees_the_mini_batch_for_minibs_and_all_examples_for_the_sharpness() -> None:
     p = residual("resnet10-bn")
     objective = Objective.of(p.module, losses.by_name("mse"))
