@@ -82,7 +82,7 @@ def mean_gaps(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Average gaps over seeds and say which of them are more than noise.
 
     Args:
-        table: As ``gaps`` gives them.
+        table: As ``gaps`` gives them, or the rows of ``closed_form`` that are not gradient descent.
         by: Columns that tell the runs apart but for the seed.
 
     Returns:
@@ -105,17 +105,18 @@ def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
         frame: Trajectories of runs with windows, those of gradient descent among them.
 
     Returns:
-        A row a run: its settings, ``gap`` (0 for gradient descent itself), ``alpha``, ``beta`` and their standard errors over
-        windows ``_se``, ``raw_alpha``, ``displacement`` E[x²], ``expected_displacement`` 2α/β, ``noise_displacement``
-        (what the noise drives in a quadratic of the plateau's sharpness; NaN above the threshold), ``windows``; and predictions of
-        the gap, each with one assumption less than the one before: ``closed_form`` ηβσ_u²/(4α); ``finite``, where the gap need
+        A row a run: its settings, ``gap`` and ``gap_se`` as ``gaps`` gives them (0 and NaN for gradient descent itself),
+        ``alpha``, ``beta`` and their standard errors over windows ``_se``, ``raw_alpha``, ``displacement`` E[x²],
+        ``expected_displacement`` 2α/β, ``noise_displacement`` (what the noise drives in a quadratic of the plateau's sharpness;
+        NaN above the threshold), ``windows``; and predictions of the gap, each with one assumption less than the one before:
+        ``closed_form`` ηβσ_u²/(4α); ``finite``, where the gap need
         not be small against 2/η (``theory.gap_beyond_small``); ``reshuffled``, where the noise is taken at the frequency of the
         oscillation (``theory.edge_noise_factor``); ``top_j``, where the top j directions together hold the sharpness down
         (``windows.measure``). ``from_displacement`` is ησ_u²/(2E[x²]) with E[x²] measured, finite and reshuffled.
         ``balance_j`` is the part of 2α that the top j directions carry: 1 if all of it.
     """
     table = plateaus(frame)
-    table = table.merge(gaps(table)[[*RUN_KEYS, "gap"]], on=RUN_KEYS, how="left")
+    table = table.merge(gaps(table)[[*RUN_KEYS, "gap", "gap_se"]], on=RUN_KEYS, how="left")
     table.loc[table.full_batch, "gap"] = 0.0
     seen = frame[(frame.step > (1 - PLATEAU) * frame.steps) & frame.window_alpha.notna() & ~frame.diverged]
     columns = [c for c in map(str, seen) if c.startswith("window_")] + ["raw_alpha"]

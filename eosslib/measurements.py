@@ -93,8 +93,8 @@ def preconditioned_sharpness(
     Args:
         hessian: H of a stack.
         scale: P^-½ as vectors (R, P).
-        u: Top eigenvectors of H (R, P); the solve starts from P^½u
-        random: and from random vectors (R, 1, P), which have a part of every eigenvector.
+        u: Top eigenvectors of H (R, P); the solve starts from P^½u and from ``random``.
+        random: Random vectors (R, 1, P), which have a part of every eigenvector.
         tol: Relative residual to reach.
 
     Returns:

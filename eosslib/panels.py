@@ -31,7 +31,7 @@ def over_training(ax: Axes, part: pd.DataFrame) -> None:
     """
     for index, (column, name) in enumerate(QUANTITIES.items()):
         _line(ax, part, part[column] / part.edge, color=color(index), label=name)
-    ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
+    plotting.threshold(ax, 1.0, label=False)
     end = part.step.max()
     ax.set(xlabel="step", xlim=(0, end), xticks=[0, end // 2, end])
     ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
@@ -49,12 +49,9 @@ def plateaus(ax: Axes, table: pd.DataFrame) -> None:
         mean, error = relative.mean(), relative.sem()
         style: dict[str, Any] = {"color": color(index), "fmt": "o-", "ms": 3, "lw": 1.0, "label": name}
         ax.errorbar(mean.index, mean, error.fillna(0.0), **style)
-    ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
+    plotting.threshold(ax, 1.0, label=False)
     ax.set(xscale="log", xlabel="batch size b")
-    sizes = np.sort(table.batch_size.unique())
-    ax.set_xticks(sizes[:: max(1, len(sizes) // 5)])
-    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    plotting.plain_ticks(ax, sorted(table.batch_size.unique()), most=5)
 
 
 def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str], at: int) -> None:
@@ -82,7 +79,7 @@ def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str],
 
 
 def relative(ax: Axes, frame: pd.DataFrame) -> None:
-    """Draw sharpness in units of 2/η against steps, mean over seeds, a colour a network, GD dashed.
+    """Draw sharpness in units of 2/η against steps: mean over seeds and range of the seeds, a colour a network, GD dashed.
 
     Args:
         ax: Where to draw.
@@ -92,7 +89,7 @@ def relative(ax: Axes, frame: pd.DataFrame) -> None:
         name = f"{plotting.MODEL_LABELS[str(model)]}, " + ("GD" if full else f"b = {size:,}")
         style: dict[str, Any] = {"color": plotting.MODEL_COLORS[str(model)], "ls": "--" if full else "-", "label": name}
         _line(ax, part, part.sharpness / part.threshold, **style)
-    ax.axhline(1.0, color="0.45", lw=0.9, ls=":", zorder=0)
+    plotting.threshold(ax, 1.0, label=False)
     ax.set(xlabel="step", ylabel="sharpness over 2/η", ylim=(0, None))
     ax.xaxis.set_major_formatter("{x:,.0f}")
 

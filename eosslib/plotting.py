@@ -75,9 +75,11 @@ def batch_colors(sizes: Iterable[int], n: int) -> dict[int, tuple[float, float, 
     return {size: mpl.colormaps["viridis"](0.9 * place) for size, place in zip(sorted(set(sizes)), places, strict=True)}
 
 
-def threshold(ax: Axes, value: float) -> None:
-    """Draw and label the stability threshold 2/η."""
+def threshold(ax: Axes, value: float, label: bool = True) -> None:
+    """Draw and label the stability threshold 2/η, or a line at ``value`` alone."""
     ax.axhline(value, color="0.45", lw=0.9, ls=":", zorder=0)
+    if not label:
+        return
     ax.annotate(
         f"2/η\n= {value:g}",
         (1.0, value),
@@ -189,11 +191,12 @@ def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: o
     plain_ticks(ax, sorted(summary.batch_size.unique()))
 
 
-def plain_ticks(ax: Axes, sizes: Sequence[int]) -> None:
-    """Label a logarithmic batch-size axis with plain numbers, as many as fit."""
+def plain_ticks(ax: Axes, sizes: Sequence[int], most: int = 8) -> None:
+    """Label a logarithmic batch-size axis with plain numbers, as many as fit: at least 1/``most`` of the range apart."""
     kept: list[int] = []
+    apart = max(1.7, (max(sizes) / min(sizes)) ** (1 / most))
     for size in sizes:
-        if not kept or size / kept[-1] > 1.7:
+        if not kept or size / kept[-1] > apart:
             kept.append(size)
     ax.xaxis.set_major_locator(mpl.ticker.FixedLocator(kept))
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
