@@ -188,6 +188,7 @@ rule notebook:
         pdf=f"{FIGURES}/{{notebook}}.pdf",
     log:
         f"{LOGS}/{{notebook}}.log",
+    priority: 1  # as soon as its runs are there: figures come early, and no core waits for the last of them
     conda:
         "environment.yml"
     resources:
@@ -213,6 +214,7 @@ rule html:
         report(f"{FIGURES}/{{notebook}}.html", category="Pages", labels={"page": "{notebook}"}),
     log:
         f"{LOGS}/{{notebook}}.html.log",
+    priority: 1
     conda:
         "environment.yml"
     resources:
