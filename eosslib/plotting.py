@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from eosslib.analysis import Headline, PowerLaw
 from eosslib.runs import atomic
 
-COLUMN, PAGE = 3.4, 7.0  # inches
+PAGE = 7.0  # inches
 MODEL_LABELS = {"fc-tanh": "FC-tanh", "fc-relu": "FC-ReLU", "cnn": "CNN", "transformer": "transformer", "lstm": "LSTM"}
 LOSS_LABELS = {"mse": "squared error", "cross-entropy": "cross-entropy"}
 NOISE_LABELS = {
@@ -66,6 +66,20 @@ def use_style() -> None:
 def label(row: pd.Series) -> str:
     """Name a network, e.g. ``CNN, cross-entropy``."""
     return f"{MODEL_LABELS.get(row.model, row.model)}, {LOSS_LABELS.get(row.loss_name, row.loss_name)}"
+
+
+def settings(frame: pd.DataFrame) -> str:
+    """Say in a sentence or two what a figure's runs are: networks, step sizes, numbers of steps, seeds."""
+
+    def either(values: pd.Series) -> str:
+        return " or ".join(f"{value:,g}" if value < 1 else f"{value:,.0f}" for value in sorted(values.unique()))
+
+    parts = []
+    for (optimizer, momentum, _, _), part in frame.groupby(["optimizer", "momentum", "model", "loss_name"], sort=False):
+        name = ", Adam" if optimizer == "adam" else f", μ = {momentum:g}" if momentum else ""
+        parts.append(f"{label(part.iloc[0])}{name}: η = {either(part.lr)}, {either(part.steps)} steps")
+    seeds = frame.seed.nunique()
+    return f"{'; '.join(parts)}. {'One seed' if seeds == 1 else f'{seeds} seeds'}."
 
 
 def batch_colors(sizes: Iterable[int], n: int) -> dict[int, tuple[float, float, float, float]]:
@@ -158,7 +172,8 @@ def noise_bars(ax: Axes, summary: pd.DataFrame) -> None:
     """
     order = [noise for noise in NOISE_ORDER if noise in set(summary.noise)]
     rows = summary.set_index("noise").loc[order]
-    ax.barh([NOISE_LABELS[n] for n in order], rows["mean"], xerr=rows.se, color=[noise_color(n) for n in order], capsize=2)
+    names = [NOISE_LABELS[noise].removeprefix("GD + ") for noise in order]
+    ax.barh(names, rows["mean"], xerr=rows.se, color=[noise_color(noise) for noise in order], capsize=2)
     ax.axvline(0, color="0.2", lw=0.8)
     ax.invert_yaxis()
     ax.set(xlabel="sharpness gap ΔS")
@@ -218,6 +233,8 @@ def predictions(ax: Axes, gap: pd.DataFrame, closed_form: pd.DataFrame, correcte
             predicted = table.loc[measured.index]
             good = (measured["mean"] > 0) & (predicted["mean"] > 0)
             x, y = measured[good], predicted[good]
+            if x.empty:
+                continue
             errors: dict[str, Any] = {"xerr": np.minimum(x.se, 0.9 * x["mean"]), "yerr": np.minimum(y.se, 0.9 * y["mean"])}
             style: dict[str, Any] = {"color": MODEL_COLORS[model], "fmt": MODEL_MARKERS[model], "ms": 4, "lw": 0.8, "mfc": fill}
             ax.errorbar(x["mean"], y["mean"], label=f"{MODEL_LABELS[model]}, {name}", **errors, **style)
@@ -279,7 +296,7 @@ def save(
     title: str,
     caption: str,
     headlines: Sequence[Headline] = (),
-    missing: str = "",
+    frame: pd.DataFrame | None = None,
     more: Mapping[str, Figure] | None = None,
 ) -> list[Path]:
     """Write a figure as PNG and PDF, with a JSON of title, caption and headline numbers for the index page.
@@ -291,7 +308,7 @@ def save(
         title: Of the figure, a few words.
         caption: What is shown and what to see.
         headlines: Numbers to stand beside it.
-        missing: Runs of the preset that the figure lacks (``frame.attrs["missing"]``); the caption says so.
+        frame: Runs it shows, as ``runs.collect`` gives them; the caption names their settings and those that are missing.
         more: Further figures of the same page by name; they are written as ``name-<their name>`` and linked from the index.
 
     Returns:
@@ -311,6 +328,8 @@ def save(
         metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
         with atomic(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
+    missing = "" if frame is None else frame.attrs["missing"]
+    caption += "" if frame is None else f" {settings(frame)}"
     caption += f" Reduced: not trained yet are {missing}." if missing else ""
     record = {"name": name, "title": title, "caption": caption, "headlines": [{**asdict(h), "text": h.text} for h in headlines]}
     record |= {"more": list(more)} if more else {}

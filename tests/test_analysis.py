@@ -56,6 +56,43 @@ def test_the_error_of_a_plateau_in_time_is_that_of_its_five_block_means():
     assert np.isnan(analysis.plateaus(too_few).sharpness_se.item())
 
 
+def test_the_drift_of_a_plateau_is_the_second_half_minus_the_first():
+    assert analysis.plateaus(trajectory(10, 0, np.arange(41.0))).drift.item() == 5.0  # 36 … 40 against 31 … 35
+    assert analysis.plateaus(trajectory(10, 0, np.full(41, 3.0))).drift.item() == 0.0
+    assert np.isnan(analysis.plateaus(trajectory(10, 0, np.arange(41.0), diverged=True)).drift.item())
+
+
+def coupled_steps(y: np.ndarray, real: np.ndarray | None = None) -> pd.DataFrame:
+    """x driven by y and noise as the predicted dynamics says; the real x is the predicted one unless it is given."""
+    rng = np.random.default_rng(1)
+    x = [0.01]
+    for value in y[:-1]:
+        x.append(-(1 + 0.1 * value) * x[-1] + 0.01 * rng.standard_normal())
+    columns = {"x_predicted": x, "x": x if real is None else real, "y": y, "y_predicted": y, "coupling_error": 0.5, "distance": 2.0}
+    return trajectory(10, 0, np.zeros(len(y))).assign(**columns)
+
+
+def test_with_constant_sharpness_the_frozen_recursion_is_the_prediction_and_the_closure_is_exact():
+    row = analysis.coupled(coupled_steps(np.full(200, -1.0) + 1e-9 * np.arange(200))).iloc[0]
+    assert row.x == pytest.approx(1.0)
+    assert row.x_frozen == pytest.approx(1.0, abs=1e-6)
+    assert row.closure == pytest.approx(1.0, abs=1e-6)
+    assert row.closure_bound < 1e-6
+    assert (row.error, row.S, row.Ey) == pytest.approx((0.25, 19.0, -1.0))
+
+
+def test_a_sharpness_that_moves_is_what_the_frozen_recursion_does_not_know():
+    y = 2.0 * np.sin(np.arange(200) / 15.0) - 1.0
+    row = analysis.coupled(coupled_steps(y)).iloc[0]
+    assert row.x == pytest.approx(1.0)
+    assert row.x_frozen < 0.7
+    x2 = coupled_steps(y).x ** 2
+    assert row.closure - 1 == pytest.approx(np.cov(x2, y, ddof=0)[0, 1] / (x2.mean() * y.mean()))
+    assert abs(row.closure - 1) <= row.closure_bound
+    backwards = analysis.coupled(coupled_steps(y, real=-coupled_steps(y).x.to_numpy())).iloc[0]
+    assert backwards.x == pytest.approx(-1.0)
+
+
 def test_a_gap_below_two_of_its_errors_is_not_clear():
     wobble = np.tile([1.0, 1.0, -1.0, -1.0], 11)[1:42]
     frame = pd.concat(

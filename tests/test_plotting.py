@@ -170,10 +170,31 @@ def test_an_index_names_the_notebooks_that_are_not_drawn_yet(tmp_path):
 def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_path):
     preset = Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})
     headlines = [analysis.Headline("|cos|", 0.97, 0.01, "≈ 1"), analysis.Headline("S", 2.0)]
+    frame = pd.DataFrame(
+        {"model": ["cnn"], "loss_name": "mse", "optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "steps": 2000, "seed": 0}
+    )
+    frame.attrs["missing"] = "x full (seed 1)"
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", headlines=headlines)
-    plotting.save(plt.figure(), "02_b", tmp_path, title="B", caption="", headlines=headlines[1:], missing="x full (seed 1)")
+    plotting.save(plt.figure(), "02_b", tmp_path, title="B", caption="", headlines=headlines[1:], frame=frame)
     text = write_results(tmp_path, preset).read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert rows == [r"| A | \|cos\| | 0.970 ± 0.010 | ≈ 1 |", "| A | S | 2 | – |", "| B | S | 2 | – |"]
     assert "- B: not trained yet are x full (seed 1)." in text
     assert "- A:" not in text
+
+
+def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
+    runs = [
+        ("fc-tanh", "sgd", 0.0, 0.1, 0),
+        ("fc-tanh", "sgd", 0.0, 0.2, 1),
+        ("fc-tanh", "sgd", 0.9, 0.1, 1),
+        ("cnn", "adam", 0.9, 0.001, 1),
+    ]
+    frame = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr", "seed"]).assign(loss_name="mse", steps=2000)
+    frame.attrs["missing"] = ""
+    plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="Seen.", frame=frame)
+    assert json.loads((tmp_path / "01_a.json").read_text())["caption"] == (
+        "Seen. FC-tanh, squared error: η = 0.1 or 0.2, 2,000 steps; FC-tanh, squared error, μ = 0.9: η = 0.1, 2,000 steps; "
+        "CNN, squared error, Adam: η = 0.001, 2,000 steps. 2 seeds."
+    )
+    assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")
