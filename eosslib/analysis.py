@@ -92,12 +92,12 @@ def mean_gaps(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Average gaps over seeds and say which of them are more than noise.
 
     Args:
-        table: As ``gaps`` gives them, or the rows of ``closed_form`` that are not gradient descent.
+        table: As ``gaps`` or ``static_gaps`` gives them, or the rows of ``closed_form`` that are not gradient descent.
         by: Columns that tell the runs apart but for the seed.
 
     Returns:
-        As ``over_seeds``, but for one seed ``se`` is that of the plateaus in time; and ``clear``: the gap exceeds two standard
-        errors, of those over seeds and in time the larger.
+        As ``over_seeds``, but for one seed ``se`` is that of its plateaus in time (or of its draws); and ``clear``: the gap
+        exceeds two standard errors, of those over seeds and in time the larger.
     """
     means = over_seeds(table, "gap", by)
     in_time = table.groupby(list(by), sort=False).gap_se.agg(lambda errors: np.sqrt((errors**2).sum(min_count=1)) / len(errors))

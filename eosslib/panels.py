@@ -59,14 +59,15 @@ def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str],
 
     Args:
         axes: Two.
-        frame: Trajectories; the entry that changes comes first in ``labels``.
-        labels: Entry → what to call it.
+        frame: Trajectories.
+        labels: Entry → what to call it: first the run that changes, which is drawn from the change on, because up to there it
+            is the second, its control.
         at: Step of the change.
     """
     columns = ("minibatch_sharpness", "sharpness")
     for ax, column in zip(axes, columns, strict=True):
         for index, (entry, name) in enumerate(labels.items()):
-            part = frame[frame.entry == entry]
+            part = frame[(frame.entry == entry) & (frame.step >= (at if index == 0 else 0))]
             _line(ax, part, part[column], color=("C3", "0.35", "C0")[index], label=name, zorder=5 - index)
         edge = frame[frame.entry == next(iter(labels))].groupby("step").edge.first()
         ax.step(edge.index, edge, where="post", color="0.45", lw=0.9, ls=":", zorder=0, label="2/η")
