@@ -57,8 +57,9 @@ def write_results(folder: Path, preset: Preset) -> Path:
     lines = [
         f"# Results: the {preset.name} preset",
         "",
-        f"{preset.description}. ± is the standard error over seeds, of slopes that of the regression, of means over b that over",
-        "batch sizes. Numbers without it come from one seed or are counts.",
+        f"{preset.description}. ± is the standard error over seeds; of slopes that of the regression; over batch sizes where the",
+        "row says so; of one seed that of its plateaus in time or of its draws. Numbers without it come from one seed or are",
+        "counts.",
         "",
         "| figure | quantity | ours | paper |",
         "|---|---|---|---|",

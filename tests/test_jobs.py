@@ -117,7 +117,13 @@ def test_a_damaged_run_file_is_trained_again(content: bytes | None, group: Group
 # --- checkpoints -------------------------------------------------------------------------------------------------------------
 
 
-def stop_after(step: int, group: Group, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_after(
+    step: int,
+    group: Group,
+    options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str = "run the same command to go on from there",
+) -> None:
     """Train with a Ctrl-C at the first step after ``step``."""
     advance = Trainer.advance
 
@@ -128,7 +134,7 @@ def stop_after(step: int, group: Group, options: Options, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "advance", interrupted)
-        with pytest.raises(Interrupted, match=f"stopped at step {step}; run the same command to go on from there"):
+        with pytest.raises(Interrupted, match=f"stopped at step {step}; {then}"):
             train_group(group, options)
 
 
@@ -198,6 +204,15 @@ def test_force_does_not_go_on_from_a_checkpoint(
     caplog.set_level(logging.INFO)
     train_group(group, Options(tmp_path, force=True))
     assert "going on" not in caplog.text
+
+
+def test_a_stopped_force_leaves_the_old_files_and_no_checkpoint(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in train_group(group, Options(tmp_path))}
+    stop_after(5, group, Options(tmp_path, force=True, checkpoint_seconds=0.0), monkeypatch, "the run files are as they were")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not checkpoint_path(tmp_path, group).exists()
 
 
 def test_stopped_while_the_files_are_written_both_runs_come_out_the_same(
