@@ -34,8 +34,8 @@ def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] 
     Returns:
         The run's settings with ``sharpness``, ``noise_variance``, ``measurements`` (how many were averaged) and ``more``, and
         ``sharpness_se``, the standard error in time: of five successive block means of the plateau, whose fluctuations may be
-        taken as independent; and ``drift``, the mean of the plateau's second half minus that of its first: a run whose drift is
-        large against its error has not come to rest. A run that diverged has no plateau: NaN.
+        taken as independent; and ``drift``, the mean of the plateau's second half minus that of its first, whose own error is
+        twice ``sharpness_se`` (which a drift inflates). A run that diverged has no plateau: NaN.
     """
     end = frame["steps"].clip(upper=until) if until else frame["steps"]
     window = frame[(frame.step > (1 - PLATEAU) * end) & (frame.step <= end)]
@@ -142,39 +142,32 @@ def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
 def coupled(frame: pd.DataFrame) -> pd.DataFrame:
     """Hold the predicted dynamics of every run against the real one, and the closure E[x²y] = E[x²]E[y] against what could fail.
 
-    x flips its sign at every step, so two displacements correlate whenever both envelopes are smooth. The prediction is therefore
-    compared with the linear recursion x ← −(1 + ηy)x − ηuᵀξ of the same noise with y frozen at its first predicted value: what
-    the first correlation has more than the second is owed to self-stabilization.
+    x flips its sign at every step, so two displacements correlate as soon as both envelopes are smooth; x² is the harder test.
 
     Args:
         frame: Coupled steps of runs (``predicted.couple``), those with ``coupling_error``.
 
     Returns:
-        A row a run: its settings; correlations of real and predicted x (``x``), with the frozen recursion (``x_frozen``), of y
-        (``y``, in the recorded steps); ``error``, the coupling error over the distance from the constrained trajectory at the end;
-        means ``S`` and ``S_predicted``; ``closure``, E[x²y]/(E[x²]E[y]), and ``closure_bound``, how far from 1 Cauchy and Schwarz
-        let it go at most; ``Ey``, E[y].
+        A row a run that did not diverge: its settings; correlations of the real and predicted x (``x``), x² (``x2``) and y
+        (``y``); ``error``, the coupling error over the distance from the constrained trajectory at the end; means ``S`` and
+        ``S_predicted``; ``closure``, E[x²y]/(E[x²]E[y]), and ``closure_bound``, how far from 1 Cauchy and Schwarz let it go at
+        most; ``Ey``, E[y].
     """
     rows = []
-    for key, part in frame.groupby(RUN_KEYS):
-        x, y, x2 = part.x.to_numpy(), part.y.to_numpy(), part.x.to_numpy() ** 2
-        predicted, growth = part.x_predicted.to_numpy(), 1.0 + part.lr.iloc[0] * part.y_predicted.to_numpy()
-        kicks = -growth[:-1] * predicted[:-1] - predicted[1:]  # ηuᵀξ
-        frozen = [predicted[0]]
-        for kick in kicks:
-            frozen.append(-growth[0] * frozen[-1] - kick)
+    for key, part in frame[~frame.diverged].groupby(RUN_KEYS):
+        x2, y = part.x**2, part.y
         product = x2.mean() * y.mean()
         rows.append(
             dict(zip(RUN_KEYS, key, strict=True))
             | {
-                "x": np.corrcoef(x, predicted)[0, 1],
-                "x_frozen": np.corrcoef(x, frozen)[0, 1],
-                "y": np.corrcoef(y, part.y_predicted)[0, 1],
+                "x": part.x.corr(part.x_predicted),
+                "x2": x2.corr(part.x_predicted**2),
+                "y": y.corr(part.y_predicted),
                 "error": part.coupling_error.iloc[-1] / part.distance.iloc[-1],
                 "S": part.threshold.iloc[0] + y.mean(),
                 "S_predicted": part.threshold.iloc[0] + part.y_predicted.mean(),
                 "closure": (x2 * y).mean() / product,
-                "closure_bound": x2.std() * y.std() / abs(product),
+                "closure_bound": x2.std(ddof=0) * y.std(ddof=0) / abs(product),
                 "Ey": y.mean(),
             }
         )

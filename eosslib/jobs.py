@@ -93,7 +93,7 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
         late = options.deadline is not None and now >= options.deadline
         if late and state.step < configs[0].steps:
             raise KeyboardInterrupt
-        if now - last_save >= options.checkpoint_seconds and not options.force:
+        if now - last_save >= options.checkpoint_seconds:
             _save_checkpoint(checkpoint, configs, last)
             last_save = now
 
@@ -105,10 +105,10 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
         except KeyboardInterrupt:
             if last is None:
                 raise Interrupted(f"{group.name}: stopped before the first measurement") from None
-            if options.force:  # there would be no way back to it: with --force training begins anew, without it is done
-                raise Interrupted(f"{group.name}: stopped at step {last.step}; the run files are as they were") from None
             _save_checkpoint(checkpoint, configs, last)
-            raise Interrupted(f"{group.name}: stopped at step {last.step}; run the same command to go on from there") from None
+            # With --force it would begin anew, and without it finished runs are not touched.
+            how = " without --force, once the old run files are deleted," if options.force else ""
+            raise Interrupted(f"{group.name}: stopped at step {last.step}; run the same command{how} to go on from there") from None
     for config in configs:
         origin, rows = provenance(trainer, state, config, len(configs)), state.rows[config.seed]
         runs.write(config, origin, runs.table_of(rows), runs.run_path(options.folder, group, config))

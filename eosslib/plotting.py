@@ -72,7 +72,7 @@ def settings(frame: pd.DataFrame) -> str:
     """Say in a sentence or two what a figure's runs are: networks, step sizes, numbers of steps, seeds."""
 
     def either(values: pd.Series) -> str:
-        return " or ".join(f"{value:,g}" if value < 1 else f"{value:,.0f}" for value in sorted(values.unique()))
+        return " or ".join(f"{value:,}" if value == int(value) else f"{value:g}" for value in sorted(values.unique()))
 
     parts = []
     for (optimizer, momentum, _, _), part in frame.groupby(["optimizer", "momentum", "model", "loss_name"], sort=False):
@@ -209,7 +209,7 @@ def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: o
 def plain_ticks(ax: Axes, sizes: Sequence[int], most: int = 8) -> None:
     """Label a logarithmic batch-size axis with plain numbers, as many as fit: at least 1/``most`` of the range apart."""
     kept: list[int] = []
-    apart = max(1.7, (max(sizes) / min(sizes)) ** (1 / most))
+    apart = max(1.7, (max(sizes, default=1) / min(sizes, default=1)) ** (1 / most))
     for size in sizes:
         if not kept or size / kept[-1] > apart:
             kept.append(size)

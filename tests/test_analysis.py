@@ -62,35 +62,46 @@ def test_the_drift_of_a_plateau_is_the_second_half_minus_the_first():
     assert np.isnan(analysis.plateaus(trajectory(10, 0, np.arange(41.0), diverged=True)).drift.item())
 
 
-def coupled_steps(y: np.ndarray, real: np.ndarray | None = None) -> pd.DataFrame:
-    """x driven by y and noise as the predicted dynamics says; the real x is the predicted one unless it is given."""
-    rng = np.random.default_rng(1)
-    x = [0.01]
-    for value in y[:-1]:
-        x.append(-(1 + 0.1 * value) * x[-1] + 0.01 * rng.standard_normal())
-    columns = {"x_predicted": x, "x": x if real is None else real, "y": y, "y_predicted": y, "coupling_error": 0.5, "distance": 2.0}
-    return trajectory(10, 0, np.zeros(len(y))).assign(**columns)
+def coupled_steps(y: np.ndarray, **given: np.ndarray) -> pd.DataFrame:
+    """An oscillation whose envelope is 1 + y/10; the prediction is the real run unless it is given."""
+    x = 0.01 * (1 + y / 10) * (-1.0) ** np.arange(len(y))
+    columns = {"x_predicted": x, "x": x, "y": y, "y_predicted": y, "coupling_error": 0.5, "distance": 2.0}
+    return trajectory(10, 0, np.zeros(len(y))).assign(**(columns | given))
 
 
-def test_with_constant_sharpness_the_frozen_recursion_is_the_prediction_and_the_closure_is_exact():
-    row = analysis.coupled(coupled_steps(np.full(200, -1.0) + 1e-9 * np.arange(200))).iloc[0]
-    assert row.x == pytest.approx(1.0)
-    assert row.x_frozen == pytest.approx(1.0, abs=1e-6)
-    assert row.closure == pytest.approx(1.0, abs=1e-6)
-    assert row.closure_bound < 1e-6
-    assert (row.error, row.S, row.Ey) == pytest.approx((0.25, 19.0, -1.0))
+WAVE = 2.0 * np.sin(np.arange(200) / 15.0) - 1.0
 
 
-def test_a_sharpness_that_moves_is_what_the_frozen_recursion_does_not_know():
-    y = 2.0 * np.sin(np.arange(200) / 15.0) - 1.0
-    row = analysis.coupled(coupled_steps(y)).iloc[0]
-    assert row.x == pytest.approx(1.0)
-    assert row.x_frozen < 0.7
-    x2 = coupled_steps(y).x ** 2
-    assert row.closure - 1 == pytest.approx(np.cov(x2, y, ddof=0)[0, 1] / (x2.mean() * y.mean()))
-    assert abs(row.closure - 1) <= row.closure_bound
-    backwards = analysis.coupled(coupled_steps(y, real=-coupled_steps(y).x.to_numpy())).iloc[0]
-    assert backwards.x == pytest.approx(-1.0)
+def test_a_prediction_that_is_the_real_run_correlates_with_it_and_one_of_the_other_phase_does_not_in_x():
+    row = analysis.coupled(coupled_steps(WAVE)).iloc[0]
+    assert (row.x, row.x2, row.y) == pytest.approx((1.0, 1.0, 1.0))
+    assert (row.error, row.S, row.S_predicted, row.Ey) == pytest.approx((0.25, 20 + WAVE.mean(), 20 + WAVE.mean(), WAVE.mean()))
+    other = coupled_steps(WAVE, x_predicted=-coupled_steps(WAVE).x.to_numpy(), y_predicted=0.5 - WAVE)
+    row = analysis.coupled(other).iloc[0]
+    assert (row.x, row.x2, row.y) == pytest.approx((-1.0, 1.0, -1.0))
+    assert row.S_predicted == pytest.approx(20.5 - WAVE.mean())
+
+
+def test_alternating_displacements_of_unrelated_envelopes_correlate_in_x_and_not_in_its_square():
+    flat = coupled_steps(WAVE, x_predicted=0.01 * (1 + np.cos(np.arange(200) / 15.0) / 10) * (-1.0) ** np.arange(200))
+    row = analysis.coupled(flat).iloc[0]
+    assert row.x > 0.9
+    assert abs(row.x2) < 0.2
+
+
+def test_the_closure_is_off_by_the_covariance_and_never_by_more_than_its_bound():
+    frame = coupled_steps(WAVE)
+    row, x2 = analysis.coupled(frame).iloc[0], frame.x**2
+    assert row.closure - 1 == pytest.approx(np.cov(x2, WAVE, ddof=0)[0, 1] / (x2.mean() * WAVE.mean()))
+    assert abs(row.closure - 1) == pytest.approx(row.closure_bound, rel=0.02)  # x² is nearly linear in y
+    still = analysis.coupled(coupled_steps(np.full(200, -1.0))).iloc[0]
+    assert still.closure == pytest.approx(1.0)
+    assert still.closure_bound < 1e-12
+
+
+def test_a_run_that_diverged_has_no_row():
+    frame = pd.concat([coupled_steps(WAVE), coupled_steps(WAVE).assign(diverged=True, seed=1)])
+    assert list(analysis.coupled(frame).seed) == [0]
 
 
 def test_a_gap_below_two_of_its_errors_is_not_clear():

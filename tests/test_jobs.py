@@ -206,13 +206,20 @@ def test_force_does_not_go_on_from_a_checkpoint(
     assert "going on" not in caplog.text
 
 
-def test_a_stopped_force_leaves_the_old_files_and_no_checkpoint(
-    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_force_leaves_the_old_files_and_says_how_to_go_on(
+    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     before = {path: path.read_bytes() for path in train_group(group, Options(tmp_path))}
-    stop_after(5, group, Options(tmp_path, force=True, checkpoint_seconds=0.0), monkeypatch, "the run files are as they were")
+    how = "run the same command without --force, once the old run files are deleted, to go on from there"
+    stop_after(5, group, Options(tmp_path, force=True), monkeypatch, how)
     assert {path: path.read_bytes() for path in before} == before
-    assert not checkpoint_path(tmp_path, group).exists()
+    old = [runs.load(path) for path in before]
+    for path in before:
+        path.unlink()
+    train_group(group, Options(tmp_path))
+    assert "going on from step 5" in caplog.text
+    assert all(runs.load(path).frame.equals(run.frame) for path, run in zip(before, old, strict=True))
 
 
 def test_stopped_while_the_files_are_written_both_runs_come_out_the_same(
