@@ -60,19 +60,22 @@ def _resnet(channels: int, n_outputs: int, width: int, normalised: bool) -> nn.S
 class Attention(nn.Module):
     """A block of a transformer: attention over all positions and a hidden layer, each beside a shortcut, behind a LayerNorm."""
 
-    def __init__(self, width: int, heads: int = 4) -> None:
-        """Make the layers."""
+    def __init__(self, width: int, heads: int = 4, last: bool = False) -> None:
+        """Make the layers; ``last``: compute the last position alone, the only one that what follows looks at."""
         super().__init__()
+        self.last = last
         self.heads, self.first, self.second = heads, nn.LayerNorm(width), nn.LayerNorm(width)
         self.project, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.hidden = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the block: (B, W, width) → (B, W, width)."""
+        """Apply the block: (B, W, width) → (B, W, width), or (B, 1, width) of the last position."""
         # Written out: PyTorch's fused attention has no second derivative.
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.project(self.first(x)).chunk(3, 2)
         )
+        if self.last:
+            x, query = x[:, -1:], query[:, :, -1:]
         weights = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(3)
         x = x + self.merge((weights @ value).transpose(1, 2).flatten(2))
         return x + self.hidden(self.second(x))
@@ -122,7 +125,9 @@ def _of_text(name: str, shape: tuple[int, int, int], n_outputs: int, width: int,
         raise ConfigError(f"model {name} reads text; its data set is topics")
     if name == "transformer" and width % 4:
         raise ConfigError(f"width {width} of a transformer is not a multiple of its 4 heads")
-    layers: list[nn.Module] = [Attention(width) if name == "transformer" else Recurrent(width) for _ in range(depth)]
+    layers: list[nn.Module] = [
+        Attention(width, last=i == depth - 1) if name == "transformer" else Recurrent(width) for i in range(depth)
+    ]
     norm = [nn.LayerNorm(width)] if name == "transformer" else []
     return nn.Sequential(Characters(n_outputs, shape[2], width), *layers, Last(), *norm, nn.Linear(width, n_outputs))
 

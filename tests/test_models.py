@@ -104,6 +104,19 @@ def test_a_block_of_the_transformer_is_pytorchs_encoder_layer() -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_last_block_alone_leaves_the_other_positions_out_and_the_network_the_same(depth: int) -> None:
+    torch.manual_seed(0)
+    network = models.build("transformer", TEXT, 27, width=8, depth=depth)
+    blocks = [layer for layer in network if isinstance(layer, models.Attention)]
+    assert [block.last for block in blocks] == [False] * (depth - 1) + [True]
+    codes = torch.randint(0, 27, (3, *TEXT)).float()
+    short = network(codes)
+    for block in blocks:
+        block.last = False
+    torch.testing.assert_close(short, network(codes), rtol=1e-5, atol=1e-6)
+
+
 def test_a_recurrent_layer_is_pytorchs_lstm() -> None:
     torch.manual_seed(0)
     ours, theirs = models.Recurrent(6), nn.LSTM(6, 6, batch_first=True)
