@@ -176,7 +176,7 @@ def noise_bars(ax: Axes, summary: pd.DataFrame) -> None:
     ax.barh(names, rows["mean"], xerr=rows.se, color=[noise_color(noise) for noise in order], capsize=2)
     ax.axvline(0, color="0.2", lw=0.8)
     ax.invert_yaxis()
-    ax.set(xlabel="sharpness gap ΔS")
+    ax.set(xlabel="gap ΔS")
 
 
 def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: object, marker: str = "o", name: str = "") -> None:
