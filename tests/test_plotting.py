@@ -198,3 +198,43 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
         "CNN, squared error, Adam: η = 0.001, 2,000 steps. 2 seeds."
     )
     assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")
+
+
+def test_a_network_without_corrected_predictions_has_no_entry_for_them():
+    _, ax = plt.subplots()
+    gap = pd.DataFrame({"entry": ["a", "a", "b"], "model": ["fc-tanh", "fc-tanh", "cnn"], "batch_size": [10, 20, 10]})
+    gap = gap.assign(mean=[2.0, 1.0, 3.0], se=0.1)
+    plotting.predictions(ax, gap, gap, gap.assign(mean=[2.0, 1.0, np.nan]))
+    assert ax.get_legend_handles_labels()[1] == ["FC-tanh, closed form", "FC-tanh, corrected", "CNN, closed form"]
+
+
+def test_every_bar_of_a_gap_is_named_in_the_order_of_the_noise_models():
+    _, ax = plt.subplots()
+    plotting.noise_bars(ax, pd.DataFrame({"noise": ["along_u", "sgd", "isotropic"], "mean": [3.0, 5.0, 0.0], "se": 0.1}))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["mini-batch SGD", "isotropic", "noise along u"]
+    assert [bar.get_width() for bar in ax.patches] == [5.0, 0.0, 3.0]
+
+
+def test_a_run_that_changes_is_drawn_from_its_change_on_and_its_control_from_the_start():
+    _, axes = plt.subplots(2)
+    both = [trajectory(10, 0, np.full(41, 3.0)).assign(entry=entry) for entry in ("changed", "control")]
+    frame = pd.concat(both).assign(minibatch_sharpness=4.0, edge=20.0)
+    panels.change(axes, frame, {"changed": "raised", "control": "unchanged"}, 2000)
+    for ax in axes:
+        drawn = {line.get_label(): line.get_xdata() for line in ax.lines}
+        assert (drawn["raised"][0], drawn["unchanged"][0]) == (2000, 0)
+        assert drawn["raised"][-1] == drawn["unchanged"][-1] == 4000
+
+
+def test_a_threshold_without_a_label_is_a_line_alone():
+    _, (named, bare) = plt.subplots(2)
+    plotting.threshold(named, 2.0)
+    plotting.threshold(bare, 2.0, label=False)
+    assert (len(named.texts), len(bare.texts)) == (1, 0)
+    assert len(named.lines) == len(bare.lines) == 1
+
+
+def test_ticks_of_an_axis_without_batch_sizes_are_none():
+    _, ax = plt.subplots()
+    plotting.plain_ticks(ax, [])
+    assert list(ax.get_xticks()) == []
