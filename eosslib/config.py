@@ -7,22 +7,17 @@ are trained stacked. A *preset* (one YAML file under ``config/``) names groups a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import fastjsonschema  # jsonschema takes a second to import, in every training job
 import yaml
 
 from eosslib import theory
 from eosslib.errors import ConfigError
+from eosslib.validation import check_numbers, check_settings, validate
 
 PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config"
 
@@ -237,82 +232,6 @@ class Preset:
         return [group for group in self.groups.values() if group.entry in entries]
 
 
-@cache
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of a preset."""
-    return json.loads(resources.files("eosslib").joinpath("preset.schema.json").read_text(encoding="utf-8"))
-
-
-def _explain(error: fastjsonschema.JsonSchemaValueException, source: str) -> str:
-    """Turn a schema error into one line that names the file, the key and what would be right."""
-    where = ".".join(str(part) for part in error.path[1:])
-    value, rule = error.value, error.rule
-    if rule == "additionalProperties" and isinstance(value, Mapping):
-        known = list(error.definition.get("properties", {}))
-        unknown = next(key for key in value if key not in known)
-        close = difflib.get_close_matches(str(unknown), known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"{source}: unknown key '{unknown}'{f' in {where}' if where else ''}{hint}"
-    if rule == "required":
-        missing = next(key for key in error.rule_definition if key not in value)
-        return f"{source}: key '{missing}' is missing{f' in {where}' if where else ''}"
-    allowed = f"{value!r} is not {_allowed(error.definition)}"
-    hint = " (write 1.0e-3, not 1e-3)" if rule == "type" and isinstance(value, str) and "e" in value else ""
-    return f"{source}: {where or 'preset'}: {allowed}{hint}"
-
-
-def _allowed(definition: Mapping[str, Any]) -> str:
-    """Say in words what a part of the schema allows."""
-    if "$ref" in definition:
-        definition = schema()["$defs"][definition["$ref"].rsplit("/", 1)[1]]
-    if "anyOf" in definition:
-        return " or ".join(_allowed(part) for part in definition["anyOf"])
-    if "enum" in definition:
-        return f"one of {', '.join(map(str, definition['enum']))}"
-    if "const" in definition:
-        return f"'{definition['const']}'"
-    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "exclusiveMaximum": "below", "minItems": "of length at least"}
-    bounds |= {"minProperties": "with keys, at least"}
-    limits = [f"{words} {definition[key]}" for key, words in bounds.items() if key in definition]
-    unique = ["without repetition"] if definition.get("uniqueItems") else []
-    return " ".join(["of type", definition.get("type", "any"), *limits, *unique])
-
-
-@cache
-def _validator(part: str | None) -> Callable[[Any], Any]:
-    """Compile the schema of a preset (None) or of one of its definitions."""
-    whole = schema()
-    return fastjsonschema.compile({**whole["$defs"][part], "$defs": whole["$defs"]} if part else whole, use_default=False)
-
-
-def _validate(instance: Any, part: str | None, source: str) -> None:
-    try:
-        _validator(part)(instance)
-    except fastjsonschema.JsonSchemaValueException as error:
-        raise ConfigError(_explain(error, source)) from None
-
-
-def check_settings(settings: Mapping[str, Any], source: str) -> None:
-    """Check a set of settings against the schema.
-
-    Raises:
-        ConfigError: A key is unknown, or a value has the wrong type or is out of range; the message names it.
-    """
-    _validate(dict(settings), "settings", source)
-    _check_numbers(settings, source)
-
-
-def _check_numbers(settings: Mapping[str, Any], source: str) -> None:
-    """Refuse what the schema lets pass: 8.0 counts as an integer there, and NaN and infinity as numbers."""
-    real = {field.name for field in dataclasses.fields(RunConfig) if field.type == "float"}
-    for change in settings.get("schedule", []):
-        _check_numbers(change, f"{source}.schedule")
-    for key, value in settings.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not (key in real and math.isfinite(number)):
-                raise ConfigError(f"{source}: {key}: {number!r} is not {'a finite number' if key in real else 'an integer'}")
-
-
 def preset_path(name: str | Path) -> Path:
     """Return the file of a preset given by name (``digits``) or by path (``my/preset.yaml``).
 
@@ -348,6 +267,25 @@ def _number(size: Any, settings: Mapping[str, Any]) -> Any:
     return settings["train_size"] if size == "full" else size
 
 
+def _groups(raw: Mapping[str, Any], source: str) -> dict[str, Group]:
+    """Build the groups of a preset whose keys are known to be right."""
+    groups: dict[str, Group] = {}
+    for part, settings in {"settings": raw["settings"], **{f"runs.{entry}": own for entry, own in raw["runs"].items()}}.items():
+        check_numbers(settings, f"{source}: {part}")
+    for entry, own in raw["runs"].items():
+        settings = {**{f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "seed"}, **raw["settings"], **own}
+        missing = [key for key, value in settings.items() if value is dataclasses.MISSING]
+        if missing:
+            raise ConfigError(f"{source}: key '{missing[0]}' is missing in runs.{entry} and in settings")
+        for variant, values in _variants(settings):
+            try:
+                runs = tuple(RunConfig(**values, seed=seed) for seed in raw["seeds"])
+            except ConfigError as error:
+                raise ConfigError(f"{source}: runs.{entry}: {error}") from None
+            groups[f"{entry}/{variant}"] = Group(f"{entry}/{variant}", runs)
+    return groups
+
+
 def load_preset(name: str | Path) -> Preset:
     """Read and validate a preset, given by name or by path.
 
@@ -360,23 +298,10 @@ def load_preset(name: str | Path) -> Preset:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-    _validate(raw, None, source)
+    validate(raw, None, source)
     if raw["name"] != path.stem:
         raise ConfigError(f"{source}: name is '{raw['name']}', but the file is called {path.name}")
-    groups: dict[str, Group] = {}
-    for part, settings in {"settings": raw["settings"], **{f"runs.{entry}": own for entry, own in raw["runs"].items()}}.items():
-        _check_numbers(settings, f"{source}: {part}")
-    for entry, own in raw["runs"].items():
-        settings = {**{f.name: f.default for f in dataclasses.fields(RunConfig) if f.name != "seed"}, **raw["settings"], **own}
-        missing = [key for key, value in settings.items() if value is dataclasses.MISSING]
-        if missing:
-            raise ConfigError(f"{source}: key '{missing[0]}' is missing in runs.{entry} and in settings")
-        for variant, values in _variants(settings):
-            try:
-                runs = tuple(RunConfig(**values, seed=seed) for seed in raw["seeds"])
-            except ConfigError as error:
-                raise ConfigError(f"{source}: runs.{entry}: {error}") from None
-            groups[f"{entry}/{variant}"] = Group(f"{entry}/{variant}", runs)
+    groups = _groups(raw, source)
     notebooks = {notebook: tuple(entries) for notebook, entries in raw["notebooks"].items()}
     description, claims = raw.get("description", ""), raw.get("claims", True)
     preset = Preset(raw["name"], description, tuple(raw["seeds"]), groups, notebooks, claims)

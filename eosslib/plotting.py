@@ -21,11 +21,21 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from eosslib.analysis import Headline, PowerLaw
+from eosslib.analysis import Headline
+from eosslib.powerlaw import PowerLaw
 from eosslib.runs import atomic
 
 PAGE = 7.0  # inches
-MODEL_LABELS = {"fc-tanh": "FC-tanh", "fc-relu": "FC-ReLU", "cnn": "CNN", "transformer": "transformer", "lstm": "LSTM"}
+MODEL_LABELS = {
+    "fc-tanh": "FC-tanh",
+    "fc-relu": "FC-ReLU",
+    "cnn": "CNN",
+    "cnn5": "CNN-5",
+    "resnet10": "ResNet-10",
+    "resnet10-bn": "ResNet-10 with BN",
+    "transformer": "transformer",
+    "lstm": "LSTM",
+}
 LOSS_LABELS = {"mse": "squared error", "cross-entropy": "cross-entropy"}
 NOISE_LABELS = {
     "sgd": "mini-batch SGD",
@@ -36,8 +46,8 @@ NOISE_LABELS = {
     "without_u": "GD + noise without u",
 }
 NOISE_ORDER = list(NOISE_LABELS)
-MODEL_MARKERS = {"fc-tanh": "o", "fc-relu": "s", "cnn": "^", "transformer": "o", "lstm": "s"}
-MODEL_COLORS = {"fc-tanh": "C0", "fc-relu": "C1", "cnn": "C2", "transformer": "C0", "lstm": "C1"}
+MODEL_MARKERS = dict(zip(MODEL_LABELS, "os^^DDos", strict=True))
+MODEL_COLORS = dict(zip(MODEL_LABELS, ("C0", "C1", "C2", "C2", "C3", "C4", "C0", "C1"), strict=True))
 
 
 def use_style() -> None:
@@ -68,16 +78,26 @@ def label(row: pd.Series) -> str:
     return f"{MODEL_LABELS.get(row.model, row.model)}, {LOSS_LABELS.get(row.loss_name, row.loss_name)}"
 
 
+def names(frame: pd.DataFrame) -> dict[str, str]:
+    """Name the network of every entry, and its depth where others of its kind have another one: ``FC-ReLU, depth 4``."""
+    entries = frame.drop_duplicates("entry").set_index("entry")
+    several = entries.groupby("model").depth.nunique() > 1
+    return {
+        str(entry): MODEL_LABELS.get(row.model, row.model) + (f", depth {row.depth}" if several[row.model] else "")
+        for entry, row in entries.iterrows()
+    }
+
+
 def settings(frame: pd.DataFrame) -> str:
     """Say in a sentence or two what a figure's runs are: networks, step sizes, numbers of steps, seeds."""
 
     def either(values: pd.Series) -> str:
         return " or ".join(f"{value:,}" if value == int(value) else f"{value:g}" for value in sorted(values.unique()))
 
-    parts = []
-    for (optimizer, momentum, _, _), part in frame.groupby(["optimizer", "momentum", "model", "loss_name"], sort=False):
+    network, parts = frame.entry.map(names(frame)), []
+    for (optimizer, momentum, kind, loss), part in frame.groupby(["optimizer", "momentum", network, "loss_name"], sort=False):
         name = ", Adam" if optimizer == "adam" else f", μ = {momentum:g}" if momentum else ""
-        parts.append(f"{label(part.iloc[0])}{name}: η = {either(part.lr)}, {either(part.steps)} steps")
+        parts.append(f"{kind}, {LOSS_LABELS.get(str(loss), loss)}{name}: η = {either(part.lr)}, {either(part.steps)} steps")
     seeds = frame.seed.nunique()
     return f"{'; '.join(parts)}. {'One seed' if seeds == 1 else f'{seeds} seeds'}."
 

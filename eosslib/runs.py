@@ -193,10 +193,10 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
     """Read all runs of some entries into one tidy table, every run checked against the preset.
 
     Returns:
-        A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``loss_name``, ``batch_size``,
-        ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch``, ``diverged``,
-        ``optimizer`` and ``momentum``; where a schedule changes settings these are the first, and ``edge`` is the threshold
-        in force from the row's step on.
+        A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``depth``, ``loss_name``,
+        ``batch_size``, ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch``,
+        ``diverged``, ``optimizer`` and ``momentum``; where a schedule changes settings these are the first, and ``edge`` is the
+        threshold in force from the row's step on.
         ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
         committed ones lack (empty if none).
 
@@ -218,6 +218,7 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                 run.frame.assign(
                     entry=group.entry,
                     model=config.model,
+                    depth=config.depth,
                     loss_name=config.loss,
                     batch_size=config.batch_size,
                     train_size=config.train_size,

@@ -1,11 +1,10 @@
-"""Plateaus, gaps and fits against numbers that are known beforehand."""
+"""Plateaus, gaps and predictions against numbers that are known beforehand."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from eosslib import analysis
 
@@ -152,50 +151,6 @@ def test_a_gap_without_gradient_descent_of_the_same_seed_is_not_a_number():
     assert analysis.over_seeds(gaps, "gap", ["batch_size"]).seeds.max() == table.seed.nunique() - 1
 
 
-@pytest.mark.parametrize("slope", [-1.27, -1.0, 0.5])
-def test_a_power_law_is_recovered(slope: float):
-    x = np.array([1.0, 3.0, 10.0, 40.0])
-    fit = analysis.fit_power_law(x, 7 * x**slope)
-    assert fit.slope == pytest.approx(slope)
-    assert fit.prefactor == pytest.approx(7)
-    assert fit.r_squared == pytest.approx(1)
-
-
-def test_the_confidence_band_covers_the_true_line_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    x = np.geomspace(50, 2500, 11)
-    truth, repetitions = 100 / x, 2000
-    inside = 0
-    for _ in range(repetitions):
-        low, high = analysis.fit_power_law(x, truth * np.exp(0.3 * rng.standard_normal(11))).band(np.array([200.0]))
-        inside += low[0] <= 0.5 <= high[0]
-    error = np.sqrt(0.95 * 0.05 / repetitions)
-    assert abs(inside / repetitions - 0.95) < 4 * error
-
-
-def test_the_standard_error_of_the_slope_is_that_of_an_independent_least_squares():
-    rng = np.random.default_rng(2)
-    x = np.geomspace(1, 100, 8)
-    y = 3 / x * np.exp(0.2 * rng.standard_normal(8))
-    fit = analysis.fit_power_law(x, y)
-    design = np.stack([np.ones(8), np.log(x)], axis=1)
-    beta, residual, *_ = np.linalg.lstsq(design, np.log(y), rcond=None)
-    covariance = residual[0] / 6 * np.linalg.inv(design.T @ design)
-    assert (fit.slope, fit.slope_se) == pytest.approx((beta[1], covariance[1, 1] ** 0.5))
-    at = np.array([1.0, np.log(30.0)])
-    half = stats.t.ppf(0.975, 6) * np.sqrt(at @ covariance @ at)
-    low, high = fit.band(np.array([30.0]))
-    assert np.log(high / low)[0] == pytest.approx(2 * half)
-
-
-def test_points_that_have_no_logarithm_are_left_out_and_named():
-    fit = analysis.fit_power_law([1, 2, 4, 8, 16], [8, 4, -1, 1, np.nan])
-    assert fit.excluded.tolist() == [4, 16]
-    assert fit.slope == pytest.approx(-1)
-    with pytest.raises(ValueError, match="three positive points"):
-        analysis.fit_power_law([1, 2, 4], [8, 4, -1])
-
-
 def test_headlines_show_as_many_digits_as_the_error_allows():
     assert analysis.Headline("a", -0.9412, 0.0213).text == "-0.941 ± 0.021"
     assert analysis.Headline("a", 18.52, 3.1).text == "18.5 ± 3.1"
@@ -267,56 +222,6 @@ def test_what_other_directions_carry_is_taken_from_the_first():
     edge = 2 * 0.125  # two batches an epoch
     assert sgd.top_1 * (1 - LR * sgd.top_1 / 2) == pytest.approx(edge)  # E[x²] = 2α/β
     assert sgd.top_2 * (1 - LR * sgd.top_2 / 2) == pytest.approx(2 * edge)  # half of it
-
-
-# --- broken power laws and static gaps ---------------------------------------------------------------------------------------
-
-
-def broken(x: np.ndarray, slopes: list[float], breaks: list[float]) -> np.ndarray:
-    """A continuous power law of several pieces, 1 at x = 1."""
-    result = np.ones_like(x)
-    for slope, low, high in zip(slopes, [1.0, *breaks], [*breaks, np.inf], strict=True):
-        result *= np.clip(x / low, 1.0, high / low) ** slope
-    return result
-
-
-SIZES = np.geomspace(1, 1000, 25)
-
-
-@pytest.mark.parametrize(("slopes", "breaks"), [([-1.0], []), ([-0.2, -1.0], [12.0]), ([-0.1, -0.7, -2.0], [8.0, 200.0])])
-def test_a_broken_power_law_is_recovered(slopes: list[float], breaks: list[float]) -> None:
-    fit = analysis.fit_broken_power_law(SIZES, broken(SIZES, slopes, breaks), len(slopes))
-    assert fit.slopes == pytest.approx(slopes, abs=1e-6)
-    assert fit.breaks == pytest.approx(breaks, rel=1e-5)
-    assert fit(SIZES) == pytest.approx(broken(SIZES, slopes, breaks), rel=1e-5)
-
-
-def test_errors_of_a_broken_power_law_are_calibrated() -> None:
-    """Over many noisy copies of the same law, the spread of slopes and breaks is what the fits say it is."""
-    rng = np.random.default_rng(0)
-    exact = broken(SIZES, [-0.2, -1.0], [12.0])
-    fits = [analysis.fit_broken_power_law(SIZES, exact * np.exp(rng.normal(0, 0.05, len(SIZES))), 2) for _ in range(200)]
-    for name, truth in (("slopes", [-0.2, -1.0]), ("breaks", [12.0])):
-        values = np.array([getattr(fit, name) for fit in fits])
-        errors = np.array([getattr(fit, f"{name}_se") for fit in fits])
-        assert values.mean(0) == pytest.approx(truth, abs=4 * values.std(0).max() / 200**0.5 + 0.02 * np.abs(truth).max())
-        assert values.std(0) / np.sqrt((errors**2).mean(0)) == pytest.approx(np.ones(values.shape[1]), abs=0.25)
-
-
-@pytest.mark.parametrize(("slopes", "breaks"), [([-1.0], []), ([-0.2, -1.0], [12.0]), ([-0.1, -0.7, -2.0], [8.0, 200.0])])
-def test_the_number_of_regimes_is_found(slopes: list[float], breaks: list[float]) -> None:
-    found = []
-    for seed in range(20):
-        fits = analysis.fit_regimes(SIZES, broken(SIZES, slopes, breaks) * np.exp(np.random.default_rng(seed).normal(0, 0.05, 25)))
-        assert set(fits) == {1, 2, 3}
-        found.append(next(iter(fits)))
-    assert found.count(len(slopes)) >= 17
-
-
-def test_too_few_points_for_so_many_pieces_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 pieces need more than 6 positive points, there are 6"):
-        analysis.fit_broken_power_law([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, -7], 3)
-    assert set(analysis.fit_regimes([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])) == {1, 2}
 
 
 def test_static_gaps_have_a_row_a_run_step_and_batch_size():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers import TINY
 
-from eosslib import config, dynamics, losses, models
+from eosslib import config, dynamics, losses, models, validation
 from eosslib.config import PRESET_FOLDER, RunConfig, load_preset
 from eosslib.errors import ConfigError
 
@@ -41,11 +41,11 @@ def test_every_shipped_preset_loads_by_name_and_by_path(path: Path) -> None:
 
 
 def test_the_schema_lists_just_what_the_code_offers() -> None:
-    settings = config.schema()["$defs"]["settings"]["properties"]
+    settings = validation.schema()["$defs"]["settings"]["properties"]
     assert settings.keys() == {field.name for field in dataclasses.fields(RunConfig)} - {"seed"}
     assert settings["model"]["enum"] == list(models.MODELS)
     assert settings["loss"]["enum"] == list(losses.LOSSES)
-    assert config.schema()["$defs"]["noise"]["enum"] == list(dynamics.DIRECTIONS)
+    assert validation.schema()["$defs"]["noise"]["enum"] == list(dynamics.DIRECTIONS)
 
 
 def test_a_preset_is_its_groups_for_all_seeds(write_preset: Writer) -> None:

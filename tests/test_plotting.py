@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_analysis import family, trajectory
 
-from eosslib import analysis, panels, plotting
+from eosslib import analysis, models, panels, plotting
 from eosslib.config import Preset
 from eosslib.errors import RunFileError
 from eosslib.gallery import write_index, write_results
@@ -170,9 +170,17 @@ def test_an_index_names_the_notebooks_that_are_not_drawn_yet(tmp_path):
 def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_path):
     preset = Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})
     headlines = [analysis.Headline("|cos|", 0.97, 0.01, "≈ 1"), analysis.Headline("S", 2.0)]
-    frame = pd.DataFrame(
-        {"model": ["cnn"], "loss_name": "mse", "optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "steps": 2000, "seed": 0}
-    )
+    run = {
+        "model": ["cnn"],
+        "depth": 2,
+        "loss_name": "mse",
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "lr": 0.05,
+        "steps": 2000,
+        "seed": 0,
+    }
+    frame = pd.DataFrame(run).assign(entry="cnn")
     frame.attrs["missing"] = "x full (seed 1)"
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", headlines=headlines)
     plotting.save(plt.figure(), "02_b", tmp_path, title="B", caption="", headlines=headlines[1:], frame=frame)
@@ -191,6 +199,7 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
         ("cnn", "adam", 0.9, 0.001, 1),
     ]
     frame = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr", "seed"]).assign(loss_name="mse", steps=2000)
+    frame = frame.assign(entry=[f"entry{i}" for i in range(4)], depth=2)
     frame.attrs["missing"] = ""
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="Seen.", frame=frame)
     assert json.loads((tmp_path / "01_a.json").read_text())["caption"] == (
@@ -198,6 +207,20 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
         "CNN, squared error, Adam: η = 0.001, 2,000 steps. 2 seeds."
     )
     assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")
+    deeper = frame.assign(depth=[2, 2, 4, 2])
+    assert plotting.names(deeper) == {
+        "entry0": "FC-tanh, depth 2",
+        "entry1": "FC-tanh, depth 2",
+        "entry2": "FC-tanh, depth 4",
+        "entry3": "CNN",
+    }
+    assert "FC-tanh, depth 4, squared error, μ = 0.9: η = 0.1" in plotting.settings(deeper)
+
+
+def test_every_network_has_a_name_a_colour_and_a_marker():
+    assert set(plotting.MODEL_LABELS) == set(models.MODELS)
+    for kinds in (plotting.MODEL_COLORS, plotting.MODEL_MARKERS):
+        assert set(kinds) == set(models.MODELS)
 
 
 def test_a_network_without_corrected_predictions_has_no_entry_for_them():

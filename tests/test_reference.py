@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from eosslib import analysis, config, runs
+from eosslib import analysis, config, powerlaw, runs
 from eosslib.gallery import write_results
 
 REFERENCE, FIGURES = runs.ROOT / "data/reference", runs.ROOT / "figures"
@@ -76,7 +76,7 @@ class TestReference:
         frame = runs.collect(preset, ("fc-tanh",), REFERENCE / name)
         gaps = analysis.gaps(analysis.plateaus(frame))
         means = analysis.over_seeds(gaps, "gap", ["batch_size"])
-        fit = analysis.fit_power_law(means.batch_size, means["mean"])
+        fit = powerlaw.fit(means.batch_size, means["mean"])
         assert stated["slope of the gap, FC-tanh"]["ours"] == pytest.approx(fit.slope, rel=1e-9)
 
 

@@ -175,6 +175,7 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
     assert len(table) == 3 * 2 * 3  # three groups of two seeds, three rows each
     settings = [
         "model",
+        "depth",
         "loss_name",
         "batch_size",
         "train_size",

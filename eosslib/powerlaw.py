@@ -1,0 +1,177 @@
+"""Power laws with one slope or with several, fitted by least squares on logarithms; errors from the scatter around the fit."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+
+def plus_minus(value: float, error: float | None) -> str:
+    """Write a number with its standard error, to the error's precision.
+
+    Example:
+        >>> plus_minus(-0.93812, 0.0262), plus_minus(208.31, None)
+        ('-0.938 ± 0.026', '208')
+    """
+    if not np.isfinite(value):
+        return "not measured"
+    if error is None or not np.isfinite(error):
+        return f"{value:.3g}"
+    digits = max(0, 1 - int(np.floor(np.log10(error)))) if error > 0 else 3
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Least-squares line through log y against log x, y ≈ prefactor · x^slope."""
+
+    slope: float
+    slope_se: float
+    prefactor: float
+    r_squared: float
+    x: np.ndarray  # fitted points
+    excluded: np.ndarray  # x where y was not positive and has no logarithm
+    _scatter: float
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return the fitted y."""
+        return self.prefactor * np.asarray(x, dtype=float) ** self.slope
+
+    def band(self, x: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Confidence band of the fitted line (not of single points) at ``level``."""
+        logs = np.log(self.x)
+        spread = ((logs - logs.mean()) ** 2).sum()
+        half = stats.t.ppf((1 + level) / 2, len(logs) - 2) * self._scatter
+        half = half * np.sqrt(1 / len(logs) + (np.log(x) - logs.mean()) ** 2 / spread)
+        return self(x) * np.exp(-half), self(x) * np.exp(half)
+
+    def __str__(self) -> str:
+        """Slope, its standard error, R² and the number of points."""
+        return f"slope {self.slope:.2f} ± {self.slope_se:.2f}, R² {self.r_squared:.3f}, {len(self.x)} points"
+
+
+def fit(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> PowerLaw:
+    """Fit y = c·x^p by ordinary least squares on logarithms (``scipy.stats.linregress``).
+
+    The standard error of the slope is the regression's, from the scatter around the line.
+
+    Raises:
+        ValueError: Fewer than three points are positive.
+
+    Example:
+        >>> fit([1, 2, 4, 8], [8, 4, 2, 1]).slope
+        -1.0
+    """
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    good = np.isfinite(ys) & (ys > 0)
+    if good.sum() < 3:
+        raise ValueError(f"a power law needs three positive points, there are {good.sum()}")
+    logs = np.log(xs[good])
+    line = stats.linregress(logs, np.log(ys[good]))
+    return PowerLaw(
+        slope=float(line.slope),
+        slope_se=float(line.stderr),
+        prefactor=float(np.exp(line.intercept)),
+        r_squared=float(line.rvalue**2),
+        x=xs[good],
+        excluded=xs[~good],
+        _scatter=float(line.stderr * np.sqrt(((logs - logs.mean()) ** 2).sum())),
+    )
+
+
+@dataclass(frozen=True)
+class BrokenPowerLaw:
+    """A continuous line of one or more pieces through log y against log x; errors from the fit's covariance."""
+
+    slopes: np.ndarray  # (m,), of the pieces
+    slopes_se: np.ndarray
+    breaks: np.ndarray  # (m − 1,), x where one piece meets the next
+    breaks_se: np.ndarray
+    r_squared: float
+    # Bayesian information criterion, the smaller the better; a further piece counts as three parameters, because its break is
+    # chosen among many (BIC₃ of joinpoint regression; Kim et al. 2022, doi:10.1080/02664763.2022.2063265).
+    bic: float
+    _parameters: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return the fitted y."""
+        return np.exp(_broken_line(np.log(np.asarray(x, dtype=float)), *self._parameters))
+
+    def __str__(self) -> str:
+        """Slopes and break points with their standard errors."""
+        slopes = ", ".join(plus_minus(s, e) for s, e in zip(self.slopes, self.slopes_se, strict=True))
+        breaks = ", ".join(plus_minus(b, e) for b, e in zip(self.breaks, self.breaks_se, strict=True))
+        return f"slopes {slopes}" + (f"; breaks at {breaks}" if breaks else "")
+
+
+def _broken_line(t: np.ndarray, *p: float) -> np.ndarray:
+    bends = zip(p[2::2], p[3::2], strict=True)
+    return p[0] + p[1] * t + sum(bend * np.maximum(t - at, 0.0) for bend, at in bends)
+
+
+def _best_breaks(t: np.ndarray, v: np.ndarray, pieces: int) -> list[float]:
+    """Return the parameters of the best broken line whose breaks lie midway between points, two points or more in a piece."""
+    middles = (t[:-1] + t[1:])[1:-1] / 2
+    best: tuple[float, list[float]] = (np.inf, [])
+    for breaks in itertools.combinations(middles, pieces - 1):
+        if any(((t > low) & (t < high)).sum() < 2 for low, high in itertools.pairwise(breaks)):
+            continue
+        columns = np.stack([np.ones_like(t), t, *(np.maximum(t - at, 0.0) for at in breaks)], axis=1)
+        solution = np.linalg.lstsq(columns, v, rcond=None)[0]
+        loss = float(((columns @ solution - v) ** 2).sum())
+        if loss < best[0]:
+            best = (loss, [*solution[:2], *(value for pair in zip(solution[2:], breaks, strict=True) for value in pair)])
+    return best[1]
+
+
+def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, pieces: int) -> BrokenPowerLaw:
+    """Fit y as a continuous power law of several pieces, by least squares on logarithms over slopes and break points alike.
+
+    All ways to put the breaks between points are tried first, with at least two points in a piece, and the best one is refined
+    (``scipy.optimize.curve_fit``), whose covariance gives the standard errors.
+
+    Raises:
+        ValueError: There are not more positive points than parameters (two a piece).
+
+    Example:
+        >>> x = np.array([1, 2, 4, 8, 16, 32, 64.0])
+        >>> broken = fit_broken(x, np.where(x < 10, 1 / x, 10 / x**2), 2)
+        >>> broken.slopes.round(6).tolist(), round(float(broken.breaks[0]), 6)
+        ([-1.0, -2.0], 10.0)
+    """
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    good = np.isfinite(ys) & (ys > 0)
+    order = np.argsort(xs[good])
+    t, v = np.log(xs[good])[order], np.log(ys[good])[order]
+    if len(t) <= 2 * pieces:
+        raise ValueError(f"{pieces} pieces need more than {2 * pieces} positive points, there are {len(t)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a break that the data do not need has no error: NaN
+        parameters, covariance = optimize.curve_fit(_broken_line, t, v, p0=_best_breaks(t, v, pieces), maxfev=10_000)
+    covariance = np.where(np.isfinite(covariance).all(), covariance, np.nan)
+    loss = max(float(((_broken_line(t, *parameters) - v) ** 2).sum()), np.finfo(float).tiny)
+    sums = np.tril(np.ones((pieces, pieces)))  # the slope of a piece is the first slope and all bends before it
+    places = [1, *range(2, 2 * pieces, 2)]
+    breaks = np.exp(parameters[3::2])
+    return BrokenPowerLaw(
+        slopes=sums @ parameters[places],
+        slopes_se=np.sqrt(np.diag(sums @ covariance[np.ix_(places, places)] @ sums.T)),
+        breaks=breaks,
+        breaks_se=breaks * np.sqrt(np.diag(covariance)[3::2]),
+        r_squared=1.0 - loss / float(((v - v.mean()) ** 2).sum()),
+        bic=len(t) * np.log(loss / len(t)) + (3 * pieces - 1) * np.log(len(t)),
+        _parameters=parameters,
+    )
+
+
+def fit_regimes(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, most: int = 3) -> dict[int, BrokenPowerLaw]:
+    """Fit power laws of one to ``most`` pieces, as many as there are points for, the best by its information criterion first."""
+    positive = np.sum(np.asarray(y, dtype=float) > 0)
+    fits = {m: fit_broken(x, y, m) for m in range(1, most + 1) if positive > 2 * m}
+    return dict(sorted(fits.items(), key=lambda item: item[1].bic))
