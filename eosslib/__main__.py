@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train groups of a preset, one Parquet file a run; skips what is there")
     train.add_argument("preset", help="name of a preset under config/, or a YAML file")
-    train.add_argument("groups", nargs="*", metavar="group", help="e.g. fc-tanh/b0050; default: all")
+    train.add_argument(
+        "groups", nargs="*", metavar="group", help="e.g. fc-tanh/b0050, or fc-tanh for all of its batch sizes; default: all"
+    )
     train.add_argument("--seeds", type=int, nargs="+", help="which of the preset's seeds (default: all, stacked)")
     train.add_argument("--out", type=Path, help="folder of the run files (default data/runs/<preset>)")
     train.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
@@ -65,13 +67,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _select(preset: Preset, source: str, names: list[str], seeds: list[int] | None) -> list[Group]:
+    chosen = list(preset.groups.values()) if not names else []
     for name in names:
-        if name not in preset.groups:
+        matching = [group for group in preset.groups.values() if name in (group.name, group.entry)]
+        if not matching:
             raise ConfigError(f"preset {source} has no group '{name}'; `python -m eosslib list {source}` names them")
+        chosen += [group for group in matching if group not in chosen]
     for seed in seeds or ():
         if seed not in preset.seeds:
             raise ConfigError(f"--seeds: preset {preset.name} has no seed {seed}; it has {', '.join(map(str, preset.seeds))}")
-    chosen = [preset.groups[name] for name in names] or list(preset.groups.values())
     return [Group(g.name, tuple(run for run in g.runs if seeds is None or run.seed in seeds)) for g in chosen]
 
 

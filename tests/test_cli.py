@@ -42,6 +42,16 @@ def test_train_takes_the_groups_named(eosslib: Command, write_preset: Writer, tm
     assert sorted(p.parent.name for p in (tmp_path / "runs").rglob("*.parquet")) == ["full", "full"]
 
 
+def test_train_takes_an_entry_for_all_of_its_groups_and_each_of_them_once(
+    eosslib: Command, write_preset: Writer, tmp_path: Path
+) -> None:
+    path = write_preset(seeds=[0], runs={"only": {"batch_size": [8, "full"]}, "other": {}})
+    finished = eosslib("train", path, "only/full", "only", "--out", tmp_path / "runs", "--device", "cpu")
+    assert finished.status == 0
+    assert sorted(p.parent.name for p in (tmp_path / "runs").rglob("*.parquet")) == ["b0008", "full"]
+    assert sum("only/full seed 0" in line for line in finished.err.splitlines()) == 1
+
+
 def test_list_names_every_group(eosslib: Command) -> None:
     finished = eosslib("list", "digits")
     assert finished.status == 0
