@@ -31,6 +31,7 @@ PUBLIC = (
     "tracker optimizers measurements windows predicted overlap theory toys analysis powerlaw plotting panels config runs datasets models losses"
     " curvature eigen flat automatic errors"
 ).split()
+PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})
 
 UNKNOWN = set(config) - {"preset", "device", "seeds_per_job"}
 if UNKNOWN:
@@ -249,9 +250,10 @@ rule index:
 rule api:
     """Make the API reference from the docstrings; its pages name no folder of this machine."""
     input:
-        expand("eosslib/{module}.py", module=PUBLIC),
+        expand("eosslib/{module}.py", module=["__init__", *PUBLIC]),
     output:
-        report("figures/api/index.html", category="Pages", labels={"page": "API"}),
+        "figures/api/index.html",
+        report("figures/api/eosslib.html", category="Pages", labels={"page": "API"}),
     log:
         "logs/api.log",
     conda:
@@ -260,7 +262,7 @@ rule api:
         cpu=1,
     params:
         folder=output_folder,
-        modules=" ".join(f"eosslib.{module}" for module in PUBLIC),
+        modules=" ".join(["eosslib", *(f"'!eosslib.{module}$'" for module in PRIVATE)]),
     shell:
         "(python -m pdoc -d google --no-show-source --no-search -o {params.folder} {params.modules}"
-        ' && sed -i "s#$PWD#.#g" {params.folder}/eosslib/*.html) > {log} 2>&1'
+        ' && sed -i "s#$PWD#.#g" {params.folder}/*.html {params.folder}/eosslib/*.html) > {log} 2>&1'

@@ -1,7 +1,18 @@
-"""Training and Hessian routines behind the edge-of-stability companion.
+"""Training and Hessian routines behind the edge-of-stability companion: where to find what.
 
-``config``, ``runs``, ``analysis``, ``plotting`` and ``gallery`` do not import torch, so a figure redraws anywhere. To measure a
-network of your own, ``from eosslib import SharpnessTracker``.
+**Measure a network of your own.** `eosslib.tracker` puts all measurements beside your training loop
+(``from eosslib import SharpnessTracker``); `eosslib.optimizers` says where the edge is for your optimizer.
+
+**Read runs and draw figures**, without torch, so that a figure redraws anywhere. `eosslib.config` reads a preset, `eosslib.runs`
+the run files, `eosslib.analysis` makes plateaus, gaps and predictions of them, `eosslib.powerlaw` fits, `eosslib.plotting` and
+`eosslib.panels` draw. `eosslib.theory` has the papers' formulas, `eosslib.toys` the systems that can be solved by hand.
+
+**Measure at given parameters.** `eosslib.measurements`: sharpness, batch sharpness, MiniBS, noise variance. `eosslib.windows`: α,
+β and E[x²]. `eosslib.predicted`: the predicted dynamics beside the real ones. `eosslib.overlap`: Hessian, Gauss–Newton part, NTK.
+
+**Underneath.** `eosslib.eigen` finds top eigenpairs of any symmetric operator, `eosslib.curvature` multiplies by Hessians,
+`eosslib.flat` and `eosslib.automatic` make a network a function of flat parameters; `eosslib.models`, `eosslib.losses` and
+`eosslib.datasets` are built by name. What a user can do wrong ends in one of `eosslib.errors`.
 """
 
 from __future__ import annotations
@@ -12,7 +23,6 @@ if TYPE_CHECKING:
     from eosslib.tracker import SharpnessTracker as SharpnessTracker
 
 __version__ = "0.1.0"
-__all__ = ["SharpnessTracker"]
 
 
 def __getattr__(name: str) -> Any:
