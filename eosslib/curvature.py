@@ -121,6 +121,16 @@ class Hessian:
         """Return H v for each network: (R, P) → (R, P)."""
         return self._sum(v, lambda made, direction: made.product(direction))
 
+    def with_slopes(self, v: torch.Tensor) -> torch.Tensor:
+        """Return H v followed by the slopes vᵀ∇ℓᵢ, which the product comes by: (R, P) → (R, P + n)."""
+        self.products += 1
+        network, result = self._objective.network, v.new_zeros(len(v), self.size + self._x.shape[1])
+        for rows, part, made in self._linearizations():
+            product, slopes = made.product_and_slopes(network.views(v[rows]))
+            result[rows, : self.size] += network.flatten(product)
+            result[rows, self.size :][:, part] = slopes
+        return result
+
     def gauss_newton(self, v: torch.Tensor) -> torch.Tensor:
         """Return (1/n) Σᵢ JᵢᵀAᵢJᵢ v, the part of the Hessian without the networks' own curvature: (R, P) → (R, P)."""
         return self._sum(v, lambda made, direction: made.gauss_newton(direction))

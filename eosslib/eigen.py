@@ -2,13 +2,14 @@
 
 Rayleigh–Ritz on a growing orthonormal basis: from one start vector it spans the Krylov space (Lanczos with full
 reorthogonalisation), from the previous measurement's eigenvectors it is a warm start that needs a few products. The images
-of the basis are kept, so the residual that stops it is the true one, ‖A u − λ u‖, and restarting costs no product.
+of the basis are kept, so the residual that stops it is the true one, ‖A u − λ u‖, and restarting costs no product; whatever else
+an operator finds out that is linear in the vector is combined along with the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -24,13 +25,12 @@ class Eigenpairs:
     residuals: torch.Tensor  # (R, k), ‖A u − λ u‖ / max(|λ₁|, tiny)
     products: torch.Tensor  # (R,), operator products until the run's pairs had converged
     converged: torch.Tensor  # (R,), bool
+    carried: torch.Tensor  # (R, k, m), what the operator appends to its images, for the eigenvectors
 
     @staticmethod
     def cat(parts: list[Eigenpairs]) -> Eigenpairs:
         """Join results of different operators along the stack."""
-        return Eigenpairs(
-            *(torch.cat([getattr(p, f) for p in parts]) for f in ("values", "vectors", "residuals", "products", "converged"))
-        )
+        return Eigenpairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Eigenpairs)))
 
     @staticmethod
     def where(first: torch.Tensor, a: Eigenpairs, b: Eigenpairs) -> Eigenpairs:
@@ -39,9 +39,7 @@ class Eigenpairs:
         def pick(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return torch.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y)
 
-        return Eigenpairs(
-            *(pick(getattr(a, f), getattr(b, f)) for f in ("values", "vectors", "residuals", "products", "converged"))
-        )
+        return Eigenpairs(*(pick(getattr(a, f.name), getattr(b, f.name)) for f in fields(Eigenpairs)))
 
 
 def top_eigenpairs(
@@ -60,7 +58,8 @@ def top_eigenpairs(
     found once each. An operator that returns values that are not finite gets NaN and ``converged`` False.
 
     Args:
-        operator: Maps a stack of vectors (R, P) to their images (R, P).
+        operator: Maps a stack of vectors (R, P) to their images (R, P), or (R, P + m) with m further numbers that are linear in
+            the vector; ``carried`` has them for the eigenvectors.
         start: Start vectors (R, s, P), s ≥ 1: random, or the eigenvectors of a nearby operator.
         k: Number of eigenpairs.
         tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁|.
@@ -89,18 +88,19 @@ def top_eigenpairs(
     found: Eigenpairs | None = None
     pending = list(torch.unbind(start, 1))  # vectors that wait to enter the basis
     basis = start.new_empty(stack, 0, size)
-    images = start.new_empty(stack, 0, size)
+    images = basis  # of the basis, once there are any
     for product in range(1, max_products + 1):
         vector = _orthonormal(basis, pending.pop(0))
         basis = torch.cat([basis, vector.unsqueeze(1)], dim=1)
-        images = torch.cat([images, operator(vector).unsqueeze(1)], dim=1)
+        image = operator(vector).unsqueeze(1)
+        images = torch.cat([images, image], dim=1) if product > 1 else image
         if pending or basis.shape[1] < k:
             if not pending:
-                pending.append(images[:, -1])
+                pending.append(images[:, -1, :size])
             continue
-        values, rotation = _rayleigh_ritz(basis, images)
+        values, rotation = _rayleigh_ritz(basis, images[:, :, :size])
         vectors, mapped = rotation[:, :k] @ basis, rotation[:, :k] @ images
-        residual = mapped - values[:, :k, None] * vectors  # (R, k, P)
+        residual = mapped[:, :, :size] - values[:, :k, None] * vectors  # (R, k, P)
         scale = values[:, :1].abs().clamp_min(tiny)
         relative = residual.norm(dim=2) / scale
         done = (relative <= tol).all(1)
@@ -108,7 +108,7 @@ def top_eigenpairs(
             done = torch.ones_like(done)
         done = done | ~torch.isfinite(values[:, 0])
         count = torch.full_like(done, product, dtype=torch.int64)
-        current = Eigenpairs(values[:, :k], vectors, relative, count, done)  # a broken one counts as done here
+        current = Eigenpairs(values[:, :k], vectors, relative, count, done, mapped[:, :, size:])  # a broken one counts as done
         found = current if found is None else Eigenpairs.where(found.converged, found, current)
         if bool(found.converged.all()):
             break

@@ -190,6 +190,10 @@ class Linearization:
 
     def product(self, v: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return (∇²L) v per parameter, for directions v per parameter."""
+        return self.product_and_slopes(v)[0]
+
+    def product_and_slopes(self, v: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return what ``product`` and ``slopes`` return, for the cost of the product alone."""
         inputs, df = self._tangents(v)
         dg = self._loss.curvature(self.outputs, self._y, df) * self._weights
         results = []
@@ -197,7 +201,7 @@ class Linearization:
             results.append(layer.parameter_gradients_tangent(k, dx, dg))
             if k is not self._kept[self._network.first]:
                 dg = layer.input_gradient_tangent(k, v[place], dx, dg)
-        return self._collect(results)
+        return self._collect(results), (self._slope * df).sum(-1)
 
     def gauss_newton(self, v: Sequence[torch.Tensor], middle: bool = True) -> list[torch.Tensor]:
         """Return Σᵢ wᵢ JᵢᵀAᵢJᵢ v per parameter, Jᵢ the Jacobian of the outputs, Aᵢ the Hessian ∂²ℓᵢ/∂f² of the loss.

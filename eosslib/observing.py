@@ -77,8 +77,7 @@ class Observer:
         """
         config, hessian = self.config.at(moment.step), moment.hessian
         pairs, check = self._sharpness(moment)
-        slopes = hessian.slopes(pairs.vectors[:, 0])
-        variance = measurements.variance_of_batch_means(slopes, config.batch_size, config.sampling)
+        variance = measurements.variance_of_batch_means(pairs.carried[:, 0], config.batch_size, config.sampling)
         if self.objective.network.couples_examples:  # no example has a gradient of its own
             variance = torch.full_like(variance, torch.nan)
         columns = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, config.eig_k)} | {
@@ -111,9 +110,10 @@ class Observer:
         larger of the two is taken, and the second is recorded: it says how far the first was off.
         """
         step, tol = moment.step, self.config.eig_tol
-        pairs, check = top_eigenpairs(moment.hessian, moment.vectors, k=self.tracked, tol=tol), {}
+        operator = moment.hessian.with_slopes  # the slopes of the eigenvectors give σ_u² without another pass
+        pairs, check = top_eigenpairs(operator, moment.vectors, k=self.tracked, tol=tol), {}
         if self._samples_due(moment):
-            second = top_eigenpairs(moment.hessian, moment.random("eigen check"), k=self.tracked, tol=tol)
+            second = top_eigenpairs(operator, moment.random("eigen check"), k=self.tracked, tol=tol)
             missed = second.values[:, 0] > pairs.values[:, 0] * (1 + tol)
             if bool(missed.any()):
                 by = float((second.values[:, 0] / pairs.values[:, 0] - 1).amax())

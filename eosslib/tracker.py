@@ -228,7 +228,7 @@ class SharpnessTracker:
             edge = optimizers.edge(self.optimizer, self.parameters)
             hessian = Hessian(objective, theta, self._indices, self._indices, self.memory)
             start = self._random(step) if self._vectors is None else self._vectors
-            pairs = top_eigenpairs(hessian, start, tol=self.tol)
+            pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol)
             self._vectors = pairs.vectors
             u = pairs.vectors[:, 0]
             row = {
@@ -241,7 +241,7 @@ class SharpnessTracker:
             if edge.scale is not None:
                 row |= self._preconditioned(hessian, edge.scale, u)
             if not objective.network.couples_examples:
-                variance = measurements.variance_of_batch_means(hessian.slopes(u), self.batch_size, "reshuffle")
+                variance = measurements.variance_of_batch_means(pairs.carried[:, 0], self.batch_size, "reshuffle")
                 row["noise_variance"] = float(variance)
             row |= self._sampled(objective, theta, u, step) | self._windowed(objective, edge, step)
         self._rows.append(row)

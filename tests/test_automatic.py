@@ -60,7 +60,7 @@ def test_written_out_layers_and_automatic_differentiation_agree(model: str, loss
     p = problem(model, loss, stack=2)
     v = randn(*p.theta.shape)
     ours, theirs = (Hessian(objective, p.theta, p.x, p.y, memory) for objective in (automatic(p), p.objective))
-    for what in ("__call__", "gauss_newton", "ntk", "slopes"):
+    for what in ("__call__", "with_slopes", "gauss_newton", "ntk", "slopes"):
         torch.testing.assert_close(getattr(ours, what)(v), getattr(theirs, what)(v), rtol=1e-9, atol=1e-12, msg=what)
     torch.testing.assert_close(ours.gradient(), theirs.gradient(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close((ours.loss, ours.accuracy), (theirs.loss, theirs.accuracy), rtol=1e-12, atol=0)

@@ -162,9 +162,13 @@ def test_gradient_moments_are_those_of_explicit_per_example_gradients(model: str
 def test_directional_derivatives_are_projections_of_per_example_gradients(model: str, loss: str, examples: int) -> None:
     p = problem(model, loss, stack=2)
     v = randn(*p.theta.shape)
-    slopes = Hessian(p.objective, p.theta, p.x, p.y, examples * example_bytes(p)).slopes(v)
+    hessian = Hessian(p.objective, p.theta, p.x, p.y, examples * example_bytes(p))
+    slopes = hessian.slopes(v)
     for row in range(2):
         torch.testing.assert_close(slopes[row], p.example_gradients(row) @ v[row], rtol=1e-10, atol=1e-13)
+    both = hessian.with_slopes(v)
+    assert hessian.products == 1
+    torch.testing.assert_close(both, torch.cat([hessian(v), slopes], dim=1), rtol=1e-12, atol=1e-15)
 
 
 def test_directional_derivatives_of_a_stack_with_its_own_examples() -> None:

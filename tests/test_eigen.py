@@ -204,6 +204,22 @@ def test_float32_reaches_the_tolerance_it_is_used_with() -> None:
     torch.testing.assert_close(pairs.values[0, 0], torch.tensor(10.0), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("vectors", [1, 2])
+@pytest.mark.parametrize("k", [1, 3])
+def test_what_an_operator_appends_to_its_images_comes_back_for_the_eigenvectors(k: int, vectors: int) -> None:
+    """Also over restarts, where a basis of a few vectors is combined anew, and for a stack whose members end at other products."""
+    matrices, extra = [matrix(SPECTRA["clustered"]), matrix(DECAYING, seed=1)], torch.randn(60, 7, dtype=torch.float64)
+    plain = stacked(*matrices)
+    options = {"k": k, "tol": 1e-6, "max_basis": 8}
+    pairs = top_eigenpairs(lambda v: torch.cat([plain(v), v @ extra], dim=1), start(60, 2, vectors), **options)
+    torch.testing.assert_close(pairs.carried, pairs.vectors @ extra, rtol=1e-10, atol=1e-12)
+    alone = top_eigenpairs(plain, start(60, 2, vectors), **options)
+    assert alone.carried.shape == (2, k, 0)
+    torch.testing.assert_close(pairs.values, alone.values, rtol=1e-12, atol=0)
+    assert pairs.products.tolist() == alone.products.tolist()
+    assert len(set(pairs.products.tolist())) == 2
+
+
 def test_joined_results_keep_their_order() -> None:
     parts = [top_eigenpairs(stacked(matrix(DECAYING) * f), start(60), tol=1e-9) for f in (1.0, 2.0)]
     torch.testing.assert_close(

@@ -87,7 +87,9 @@ def test_a_linearization_knows_losses_gradient_slopes_and_hessian_product(model:
     torch.testing.assert_close(network.flatten(made.gradient())[0], w[0] @ p.example_gradients(), rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(made.slopes(network.views(v))[0], p.example_gradients() @ v[0], rtol=1e-10, atol=1e-13)
     hessian = torch.autograd.functional.hessian(lambda t: w[0] @ p.example_losses(t), p.theta[0])
-    torch.testing.assert_close(network.flatten(made.product(network.views(v)))[0], hessian @ v[0], rtol=1e-10, atol=1e-12)
+    product, slopes = made.product_and_slopes(network.views(v))
+    torch.testing.assert_close(network.flatten(product)[0], hessian @ v[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(slopes[0], p.example_gradients() @ v[0], rtol=1e-10, atol=1e-13)
     squares = (w[0, :, None] * p.example_gradients()).square().sum(0)
     torch.testing.assert_close(network.flatten(made.squares())[0], squares, rtol=1e-10, atol=1e-13)
 
