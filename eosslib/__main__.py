@@ -5,7 +5,7 @@ python -m eosslib train digits fc-tanh/b0050       one group; --seeds 0 2 for so
 python -m eosslib list cifar10                     its groups
 python -m eosslib fetch cifar10                    data/cifar10_5k.npz
 python -m eosslib describe data/runs/digits/fc-tanh/b0050/seed0.parquet
-python -m eosslib index figures/digits             figures/digits/index.html, results.md
+python -m eosslib index figures/digits digits             figures/digits/index.html, results.md
 """
 
 from __future__ import annotations
