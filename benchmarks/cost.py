@@ -349,7 +349,7 @@ def report(model: str, args: argparse.Namespace) -> str:
     errors = {b: (e := sampled(b).ratio_of_means).standard_error.item() / e.value.item() for b in (50, 250)}
     middle = {label: statistics.median(seconds) for label, seconds in times.items()}
     measured = middle["whole measurement, warm"]
-    made = frame.at["λ_max warm (5 steps later), residual 1e-3", "products"]
+    made = int(str(frame["products"]["λ_max warm (5 steps later), residual 1e-3"]))
     return "\n".join([
         f"## {model} ({layers}), n = 5,000 ({name}), {size:,} parameters",
         "",
@@ -362,7 +362,7 @@ def report(model: str, args: argparse.Namespace) -> str:
         f"With {made} products, a measurement every {EVERY} steps costs {parts_of_the_training(measured, middle)}.",
         *(
             f"In the committed runs of this network a warm-started solve takes {products:.1f} products on average {when}: then a "
-            f"measurement costs {parts_of_the_training(measured + (products - float(made)) * middle[PRODUCT], middle)}."
+            f"measurement costs {parts_of_the_training(measured + (products - made) * middle[PRODUCT], middle)}."
             for when, products in products_in_runs(model).items()
         ),
         "Standard error of 40 draws of batch sharpness: "
