@@ -340,6 +340,7 @@ def report(model: str, args: argparse.Namespace) -> str:
             row |= {"products": pairs.products.item(), "relative error": abs(pairs.values.item() / truth - 1)}
         rows.append(row)
     frame = pd.DataFrame(rows).set_index("job")
+    made = int(frame["products"]["λ_max warm (5 steps later), residual 1e-3"])
     for column, form in {"ms": ".2f", "in full-batch gradients": ".4f", "floor, ms": ".2f", "times the floor": ".1f"}.items():
         frame[column] = [format(v, form) if np.isfinite(v) else "–" for v in frame[column]]
     frame["products"] = [f"{v:.0f}" if np.isfinite(v) else "–" for v in frame["products"]]
@@ -349,7 +350,6 @@ def report(model: str, args: argparse.Namespace) -> str:
     errors = {b: (e := sampled(b).ratio_of_means).standard_error.item() / e.value.item() for b in (50, 250)}
     middle = {label: statistics.median(seconds) for label, seconds in times.items()}
     measured = middle["whole measurement, warm"]
-    made = int(str(frame["products"]["λ_max warm (5 steps later), residual 1e-3"]))
     return "\n".join([
         f"## {model} ({layers}), n = 5,000 ({name}), {size:,} parameters",
         "",
