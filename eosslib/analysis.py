@@ -203,6 +203,48 @@ def over_seeds(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFr
     )
 
 
+def after_change(frame: pd.DataFrame, changed: str, control: str, new: str, at: int, within: int = 250) -> pd.DataFrame:
+    """Hold runs whose settings change in mid-run against runs without the change and runs that had the new settings throughout.
+
+    Args:
+        frame: Trajectories as ``runs.collect`` gives them.
+        changed: Entry of the runs that change.
+        control: Entry of those that train on as the changed ones began.
+        new: Entry of those that had the new settings from the start.
+        at: Step of the change, where both sides have the same weights.
+        within: Number of steps after it in which to look for the highest loss.
+
+    Returns:
+        A row a seed of which no run diverged: ``shared``, whether the sharpness up to the change is the control's, bit for bit;
+        ``minibs_at`` and ``fullbs_at``, what the change makes of MiniBS and sharpness at once, as ratios; ``spike``, the
+        highest loss within reach over that at the change; ``fullbs_rise``, the changed run's plateau of the sharpness over its
+        value at the change; ``minibs_end`` and ``fullbs_end``, the changed run's plateaus over those of ``new``. NaN where
+        nothing was measured at the change.
+    """
+    columns = {"minibatch_sharpness": "minibs", "sharpness": "fullbs", "loss": "loss"}
+    a, b = (
+        frame[frame.entry == entry].rename(columns=columns).pivot(index="step", columns="seed", values=[*columns.values()])
+        for entry in (changed, control)
+    )
+    ends = plateaus(frame, more=["minibatch_sharpness"]).set_index(["entry", "seed"]).rename(columns=columns)
+    soon = a.index[(a.index > at) & (a.index <= at + within)]
+    now, other = (part.reindex([at]).iloc[0] for part in (a, b))
+    before, theirs = (part.fullbs[part.index <= at] for part in (a, b))
+    table = pd.DataFrame(
+        {
+            "shared": before.eq(theirs).all(),
+            "minibs_at": now.minibs / other.minibs,
+            "fullbs_at": now.fullbs / other.fullbs,
+            "spike": a.loss.loc[soon].max() / now.loss,
+            "fullbs_rise": ends.fullbs[changed] / now.fullbs,
+            "minibs_end": ends.minibs[changed] / ends.minibs[new],
+            "fullbs_end": ends.fullbs[changed] / ends.fullbs[new],
+        }
+    )
+    ended = ~ends.diverged.loc[[changed, control, new]].groupby("seed").any()
+    return table[ended.reindex(table.index, fill_value=False)]
+
+
 def static_gaps(frame: pd.DataFrame) -> pd.DataFrame:
     """MiniBS and its gap to the sharpness at fixed parameters, over the batch sizes of ``static_sizes``.
 

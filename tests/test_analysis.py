@@ -224,6 +224,48 @@ def test_what_other_directions_carry_is_taken_from_the_first():
     assert sgd.top_2 * (1 - LR * sgd.top_2 / 2) == pytest.approx(2 * edge)  # half of it
 
 
+def around_a_change(seed: int, *, end: float = 12.0, sampled: int = 500) -> pd.DataFrame:
+    """A control at MiniBS 10 and FullBS 8, the same run changed at step 2,000, and one with the new settings throughout."""
+    steps = 100 * np.arange(41)
+    parts = []
+    for entry, late in (("control", 8.0), ("changed", end), ("new", 16.0)):
+        full = np.full(41, 16.0) if entry == "new" else np.where(steps <= 2000, 8.0, late)
+        mini = full * np.where((entry == "changed") & (steps >= 2000), 1.0, 1.25)
+        loss = np.where((entry == "changed") & (steps == 2200), 5.0, np.where((entry == "changed") & (steps == 2300), 9.0, 1.0))
+        part = trajectory(10, seed, full).assign(minibatch_sharpness=np.where(steps % sampled, np.nan, mini), loss=loss)
+        parts.append(part.assign(entry=entry))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_change_is_held_against_its_control_and_the_run_trained_so_from_the_start():
+    frame = pd.concat([around_a_change(0), around_a_change(1, end=14.0)], ignore_index=True)
+    table = analysis.after_change(frame, "changed", "control", "new", 2000)
+    assert table.shared.tolist() == [True, True]
+    assert table.minibs_at.tolist() == [0.8, 0.8]
+    assert table.fullbs_at.tolist() == [1.0, 1.0]
+    assert table.spike.tolist() == [5.0, 5.0]  # the 9.0 comes 300 steps after the change
+    assert table.fullbs_rise.tolist() == [1.5, 1.75]
+    assert table.fullbs_end.tolist() == [0.75, 0.875]
+    assert table.minibs_end.tolist() == pytest.approx([0.6, 0.7])
+
+
+def test_a_run_that_left_its_control_before_the_change_is_told():
+    frame = around_a_change(0)
+    frame.loc[(frame.entry == "changed") & (frame.step == 300), "sharpness"] += 1e-6
+    assert analysis.after_change(frame, "changed", "control", "new", 2000).shared.tolist() == [False]
+
+
+def test_a_change_where_nothing_was_sampled_or_of_runs_that_diverged_has_no_number():
+    table = analysis.after_change(around_a_change(0, sampled=300), "changed", "control", "new", 2000)
+    assert np.isnan(table.minibs_at.item())
+    assert table.fullbs_at.item() == 1.0
+    frame = pd.concat([around_a_change(0), around_a_change(1)], ignore_index=True)
+    frame.loc[(frame.entry == "new") & (frame.seed == 1), "diverged"] = True
+    assert analysis.after_change(frame, "changed", "control", "new", 2000).index.tolist() == [0]
+    fewer = frame[(frame.entry != "control") | (frame.seed == 0)]
+    assert analysis.after_change(fewer, "changed", "control", "new", 2000).index.tolist() == [0]
+
+
 def test_static_gaps_have_a_row_a_run_step_and_batch_size():
     made = family()
     ends = made.step.isin([0, 4000])
