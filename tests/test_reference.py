@@ -6,6 +6,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from eosslib import analysis, config, powerlaw, runs
@@ -67,6 +68,19 @@ class TestReference:
             assert measured.sharpness_residual.max() <= wanted.eig_tol
             if wanted.coupled_steps:
                 assert run.frame[run.frame.coupling_error.notna()].step.tolist() == list(range(coupled, wanted.steps))
+
+    def test_the_warm_started_solver_misses_the_top_eigenvalue_as_seldom_as_the_readme_says(self, name):
+        frames = [runs.load(runs.run_path(REFERENCE / name, group, wanted)).frame for group, wanted in committed(name)]
+        checks = pd.concat(
+            [
+                f.loc[f.sharpness_check.notna() & (f.step > 0), ["sharpness", "sharpness_check"]]
+                for f in frames
+                if "sharpness_check" in f
+            ]
+        )
+        missed = (checks.sharpness == checks.sharpness_check).mean()  # where it had, the check's value was taken
+        assert (checks.sharpness_check <= checks.sharpness * (1 + 1e-3)).all()
+        assert 0 < missed < 0.045
 
     def test_the_committed_figures_show_these_runs(self, name):
         preset = config.load_preset(name)
