@@ -253,6 +253,6 @@ def check_memory(network: ModuleNetwork, needed: int, memory: int) -> None:
     if network.couples_examples and needed > memory:
         sizes = f"{needed / 2**30:.1f} GiB of {memory / 2**30:.1f}"
         raise ConfigError(
-            f"batch normalisation needs all training examples in one pass, {sizes}: take fewer examples, a narrower network, or one"
-            " without batch normalisation"
+            f"batch normalisation needs all training examples in one pass, {sizes}: allow more memory, take fewer examples,"
+            " a narrower network, or one without batch normalisation"
         )

@@ -92,8 +92,8 @@ class RunConfig:
         changes = [change if isinstance(change, Change) else Change(**change) for change in self.schedule]
         object.__setattr__(self, "schedule", tuple(changes))
         object.__setattr__(self, "static_sizes", tuple(self.static_sizes))
-        sizes = (self.batch_size, *self.static_sizes, *(change.batch_size or 1 for change in self.schedule))
-        if not all(isinstance(size, int) for size in sizes) or not isinstance(self.noise, str):
+        sizes, later = (self.batch_size, *self.static_sizes), [change.batch_size or 1 for change in self.schedule]
+        if not all(isinstance(size, int) for size in (*sizes, *later)) or not isinstance(self.noise, str):
             raise ConfigError("batch_size and noise of a run are one number and one name")
         if type(self.seed) is not int or self.seed < 0:
             raise ConfigError(f"seed: {self.seed!r} is not of type integer at least 0")
@@ -134,6 +134,8 @@ class RunConfig:
                 raise ConfigError(f"{where} is not before the end, {self.steps} steps")
             if change.step <= last:
                 raise ConfigError(f"{where} does not come after {f'step {last}' if last else 'the start'}")
+            if (change.batch_size or 1) > self.train_size:
+                raise ConfigError(f"{where}: batch_size {change.batch_size} is above the {self.train_size} training examples")
             if change.step % self.measure_every:
                 raise ConfigError(f"{where} is not a multiple of measure_every {self.measure_every}")
             last = change.step
@@ -230,6 +232,17 @@ class Preset:
             if entry not in known:
                 raise ConfigError(f"preset {self.name} has no runs named '{entry}'; it has {', '.join(sorted(known))}")
         return [group for group in self.groups.values() if group.entry in entries]
+
+    def entries_of(self, notebook: str) -> tuple[str, ...]:
+        """Return the entries that a notebook shows.
+
+        Raises:
+            ConfigError: The preset does not show this notebook; the message names those that do.
+        """
+        if notebook not in self.notebooks:
+            known = [path.stem for path in sorted(PRESET_FOLDER.glob("*.yaml")) if notebook in load_preset(path).notebooks]
+            raise ConfigError(f"preset {self.name} has no runs for {notebook}; these have: {', '.join(known) or 'none'}")
+        return self.notebooks[notebook]
 
 
 def preset_path(name: str | Path) -> Path:

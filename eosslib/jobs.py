@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from eosslib import __version__, datasets, runs
 from eosslib.config import Group, RunConfig
+from eosslib.curvature import DEFAULT_MEMORY
 from eosslib.errors import Interrupted, RunFileError
 from eosslib.training import State, Trainer
 
@@ -35,6 +36,7 @@ class Options:
     data_folder: Path | None = None
     force: bool = False  # train again what is there
     checkpoint_seconds: float = 30.0
+    memory: int = DEFAULT_MEMORY  # bytes that kept passes may hold
     deadline: float | None = None  # time.monotonic() at which to write a checkpoint and stop
 
 
@@ -76,7 +78,7 @@ def _is_done(path: Path, config: RunConfig) -> bool:
 
 def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
     checkpoint = checkpoint_path(options.folder, group)
-    trainer = Trainer(configs, options.device, data=_data(configs[0], options))
+    trainer = Trainer(configs, options.device, data=_data(configs[0], options), memory=options.memory)
     if not options.force:
         _resume(trainer, configs, checkpoint)
     for config in configs:  # find out now, not after hours, that the folder cannot be written to

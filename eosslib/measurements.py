@@ -61,7 +61,8 @@ def sharpness(
 ) -> Eigenpairs:
     """Top-k eigenpairs of the full-batch Hessian ∇²L over all n examples (EoSS definition 3.2: FullBS is the first value).
 
-    Costs up to one gradient for the passes and 1 to 2 gradients a product; 1 to 10 products when warm-started.
+    Costs up to one gradient for the passes and 1 to 2 gradients a product; 1 to 10 products when warm-started,
+    and up to 20 where several eigenvalues lie close together.
 
     Args:
         objective: Network and loss.
@@ -224,6 +225,7 @@ def minibatch_sharpness(
     sampling: str = "reshuffle",
     precision: float = math.inf,
     tol: float = 1e-2,
+    sharpness: torch.Tensor | None = None,
     memory: int = 256 << 20,
 ) -> MiniBatchSharpness:
     """Mini-batch sharpness MiniBS = E_B[λ_max(∇²L_B)] (EoSS definition 3.1) and its gap to the sharpness (equation 3).
@@ -233,7 +235,7 @@ def minibatch_sharpness(
     standard error falls as fast as the gap itself, where a difference of two means would drown in sampling noise. Both are
     estimated from the same draws. Costs about 15 gradients on the examples of all draws. With a residual of ``tol`` an
     eigenvalue is off by at most ``tol`` and typically by ``tol**2`` of itself. With batch normalisation the mean of the
-    mini-batches' Hessians is not the Hessian, and the gap is NaN: take the difference to the sharpness instead.
+    mini-batches' Hessians is not the Hessian: the gap is then the plain difference of MiniBS to the sharpness.
 
     Args:
         objective: Network and loss.
@@ -247,6 +249,7 @@ def minibatch_sharpness(
         sampling: How the run draws its batches.
         precision: Draw further lots until the standard error of MiniBS is at most this part of it, or ``MAX_LOTS`` were drawn.
         tol: Relative residual of every eigenvalue.
+        sharpness: λ_max(∇²L) of each network (R,), which only networks with batch normalisation need; without it their gap is NaN.
         memory: Bytes of intermediate results.
 
     Raises:
@@ -254,7 +257,8 @@ def minibatch_sharpness(
     """
     at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
     values, gaps, counts = [], [], []
-    for row, vector, key in zip(theta, u, keys, strict=True):
+    full = torch.full_like(theta[:, 0], torch.nan) if sharpness is None else sharpness
+    for row, vector, whole, key in zip(theta, u, full.double(), keys, strict=True):
         top = torch.empty(0, dtype=torch.float64, device=theta.device)
         along = top.clone()
         # From u, so that no eigenvalue comes out below uᵀH_B u, and from a random vector, which has a part of every eigenvector.
@@ -270,7 +274,7 @@ def minibatch_sharpness(
             if error <= precision * top.mean().abs():
                 break
         values.append((top.mean(), error))
-        above = torch.full_like(top, torch.nan) if objective.network.couples_examples else top - along
+        above = top - (whole if objective.network.couples_examples else along)
         gaps.append((above.mean(), _standard_error(above)))
         counts.append(len(top))
     return MiniBatchSharpness(_estimate(values, counts), _estimate(gaps, counts))

@@ -93,9 +93,9 @@ class Observer:
             scaled = measurements.preconditioned_sharpness(*where, tol=config.eig_tol)
             columns["preconditioned_sharpness"] = scaled.values[:, 0]
         if self._samples_due(moment):
-            columns |= self._sampled(moment, pairs.vectors[:, 0])
+            columns |= self._sampled(moment, pairs)
         if moment.step in (0, config.steps):
-            columns |= self._static(moment, pairs.vectors[:, 0])
+            columns |= self._static(moment, pairs)
         if window is not None:
             columns |= self._windowed(moment, pairs.vectors[:, 0], window, rows)
         return pairs, columns
@@ -123,7 +123,7 @@ class Observer:
             log.warning("step %d: eigen-residual %.1e above %.1e", step, pairs.residuals.max(), tol)
         return pairs, check
 
-    def _sampled(self, moment: Moment, u: torch.Tensor) -> Columns:
+    def _sampled(self, moment: Moment, pairs: Eigenpairs) -> Columns:
         """Measure what is estimated from drawn mini-batches of the size that the next step will take."""
         config = self.config.at(moment.step)
         precision = config.sample_precision or math.inf
@@ -138,7 +138,9 @@ class Observer:
             values["batch_sharpness_draws"] = both.ratio_of_means.draws
         if config.minibs_draws:
             keys, draws = moment.keys("minibatch sharpness"), config.minibs_draws
-            top = measurements.minibatch_sharpness(*where, u, draws=draws, keys=keys, precision=precision, **options)
+            full, u = pairs.values[:, 0], pairs.vectors[:, 0]
+            lot: dict[str, Any] = options | {"draws": draws, "keys": keys, "precision": precision}
+            top = measurements.minibatch_sharpness(*where, u, sharpness=full, **lot)
             values |= _columns("minibatch_sharpness", top.value) | _columns("minibs_gap", top.gap)
             values["minibatch_sharpness_draws"] = top.value.draws
         if config.overlap_draws:
@@ -147,13 +149,14 @@ class Observer:
                 values |= _columns(f"overlap_{name}", estimate)
         return values
 
-    def _static(self, moment: Moment, u: torch.Tensor) -> Columns:
+    def _static(self, moment: Moment, pairs: Eigenpairs) -> Columns:
         """Measure MiniBS and its gap at other batch sizes, at the same parameters."""
         config, values = self.config, dict[str, torch.Tensor]()
+        where = (self.objective, moment.theta, self.x, self.y, pairs.vectors[:, 0])
         for size in config.static_sizes:
             options: dict[str, Any] = {"batch_size": size, "draws": config.minibs_draws, "sampling": config.sampling}
-            where = (self.objective, moment.theta, self.x, self.y, u)
-            found = measurements.minibatch_sharpness(*where, keys=moment.keys(f"static {size}"), tol=config.eig_tol, **options)
+            options |= {"keys": moment.keys(f"static {size}"), "tol": config.eig_tol, "sharpness": pairs.values[:, 0]}
+            found = measurements.minibatch_sharpness(*where, **options)
             values |= _columns(f"static_minibs_{size:04d}", found.value) | _columns(f"static_gap_{size:04d}", found.gap)
         return values
 

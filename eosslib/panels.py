@@ -31,6 +31,8 @@ def over_training(ax: Axes, part: pd.DataFrame) -> None:
     """
     for index, (column, name) in enumerate(QUANTITIES.items()):
         _line(ax, part, part[column] / part.edge, color=color(index), label=name)
+    if part.diverged.all():
+        ax.text(0.5, 0.5, "diverged", transform=ax.transAxes, ha="center")
     plotting.threshold(ax, 1.0, label=False)
     end = part.step.max()
     ax.set(xlabel="step", xlim=(0, end), xticks=[0, end // 2, end])
@@ -96,16 +98,32 @@ def relative(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def from_zero(axes: Sequence[Axes]) -> None:
-    """Let panels start at zero and reach, alike, a little above the highest line in any of them.
+    """Let panels start at zero and reach, alike, a little above the highest line in any of them; to one where there is none.
 
     Args:
         axes: What to compare.
     """
     # A line across an axes (axhline, axvline) is in other units.
-    drawn = [line.get_ydata() for ax in axes for line in ax.get_lines() if line.get_transform() == ax.transData]
-    top = max(float(np.nanmax(np.asarray(values, dtype=float))) for values in drawn)
+    lines = [line for ax in axes for line in ax.get_lines() if line.get_transform() == ax.transData]
+    top = max((y for line in lines for y in np.asarray(line.get_ydata(), dtype=float) if np.isfinite(y)), default=1.0)
     for ax in axes:
         ax.set_ylim(0, 1.05 * top)
+
+
+def trim(axes: np.ndarray, used: int) -> None:
+    """Take away the panels of a grid that show nothing, and give the lowest one of every column its labels.
+
+    Args:
+        axes: Grid of panels, filled row by row.
+        used: How many of them show something.
+    """
+    for ax in axes.flat[used:]:
+        ax.set_axis_off()
+    shown = np.arange(axes.size).reshape(axes.shape) < used
+    for column, there in zip(axes.T, shown.T, strict=True):
+        for ax in column[: there.sum() - 1]:
+            ax.set_xlabel("")
+        column[there.sum() - 1].tick_params(labelbottom=True)
 
 
 def against(ax: Axes, part: pd.DataFrame, columns: Mapping[str, str], by: str = "step", ranged: bool = True) -> None:

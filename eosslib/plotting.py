@@ -89,7 +89,7 @@ def names(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def settings(frame: pd.DataFrame) -> str:
-    """Say in a sentence or two what a figure's runs are: networks, step sizes, numbers of steps, seeds."""
+    """Say in a few sentences what a figure's runs are: networks, step sizes, numbers of steps, seeds, and which diverged."""
 
     def either(values: pd.Series) -> str:
         return " or ".join(f"{value:,}" if value == int(value) else f"{value:g}" for value in sorted(values.unique()))
@@ -99,7 +99,13 @@ def settings(frame: pd.DataFrame) -> str:
         name = ", Adam" if optimizer == "adam" else f", μ = {momentum:g}" if momentum else ""
         parts.append(f"{kind}, {LOSS_LABELS.get(str(loss), loss)}{name}: η = {either(part.lr)}, {either(part.steps)} steps")
     seeds = frame.seed.nunique()
-    return f"{'; '.join(parts)}. {'One seed' if seeds == 1 else f'{seeds} seeds'}."
+    text = f"{'; '.join(parts)}. {'One seed' if seeds == 1 else f'{seeds} seeds'}."
+    lost = frame.assign(network=network)[frame.diverged].groupby(["network", "lr", "batch_size"], sort=False).seed.unique()
+    runs = [
+        f"{kind}, η = {lr:g}, b = {size:,} (seed {', '.join(map(str, some))})"
+        for kind, lr, size, some in lost.reset_index().itertuples(index=False)
+    ]
+    return f"{text} Diverged: {'; '.join(runs)}." if runs else text
 
 
 def batch_colors(sizes: Iterable[int], n: int) -> dict[int, tuple[float, float, float, float]]:
@@ -351,9 +357,12 @@ def save(
     missing = "" if frame is None else frame.attrs["missing"]
     caption += "" if frame is None else f" {settings(frame)}"
     caption += f" Reduced: not trained yet are {missing}." if missing else ""
-    record = {"name": name, "title": title, "caption": caption, "headlines": [{**asdict(h), "text": h.text} for h in headlines]}
+    numbers: list[dict[str, Any]] = [{**asdict(h), "text": h.text} for h in headlines]
+    for number in numbers:  # JSON has no NaN: an error over one seed is null
+        number |= {key: None for key in ("ours", "error") if number[key] is not None and not np.isfinite(number[key])}
+    record = {"name": name, "title": title, "caption": caption, "headlines": numbers}
     record |= {"more": list(more)} if more else {}
     record |= {"missing": missing} if missing else {}
     with atomic(target / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return [*images, target / f"{name}.json"]

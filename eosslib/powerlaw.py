@@ -171,7 +171,11 @@ def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, p
 
 
 def fit_regimes(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, most: int = 3) -> dict[int, BrokenPowerLaw]:
-    """Fit power laws of one to ``most`` pieces, as many as there are points for, the best by its information criterion first."""
+    """Fit power laws of one to ``most`` pieces, as many as there are points for, the best by its information criterion first.
+
+    Raises:
+        ValueError: Fewer than three points are positive.
+    """
     positive = np.sum(np.asarray(y, dtype=float) > 0)
-    fits = {m: fit_broken(x, y, m) for m in range(1, most + 1) if positive > 2 * m}
+    fits = {m: fit_broken(x, y, m) for m in range(1, most + 1) if m == 1 or positive > 2 * m}
     return dict(sorted(fits.items(), key=lambda item: item[1].bic))

@@ -212,7 +212,10 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
             if committed and not run_path(folder, group, config).is_file():
                 lacking.append((group, config))
                 continue
-            run = load(run_path(folder, group, config), expect=config)
+            try:
+                run = load(run_path(folder, group, config), expect=config)
+            except ConfigMismatch as error:
+                raise ConfigMismatch(f"{error}; `python -m eosslib train {preset.name} {group.name}` trains it again") from None
             origins.add((run.provenance["device"].split(",")[0], str(run.provenance["git_commit"])[:7]))
             parts.append(
                 run.frame.assign(

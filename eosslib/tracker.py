@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from eosslib import measurements, optimizers, theory, windows
 from eosslib.automatic import ModuleNetwork
 from eosslib.curvature import DEFAULT_MEMORY, Hessian
-from eosslib.eigen import top_eigenpairs
+from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
 from eosslib.losses import Loss
@@ -243,7 +243,7 @@ class SharpnessTracker:
             if not objective.network.couples_examples:
                 variance = measurements.variance_of_batch_means(pairs.carried[:, 0], self.batch_size, "reshuffle")
                 row["noise_variance"] = float(variance)
-            row |= self._sampled(objective, theta, u, step) | self._windowed(objective, edge, step)
+            row |= self._sampled(objective, theta, pairs, step) | self._windowed(objective, edge, step)
         self._rows.append(row)
         if self.callback is not None:
             self.callback(step, dict(row))
@@ -332,13 +332,14 @@ class SharpnessTracker:
         pairs = measurements.preconditioned_sharpness(hessian, root, u, self._random(0), tol=self.tol)
         return {"preconditioned_sharpness": float(pairs.values[0, 0])}
 
-    def _sampled(self, objective: Objective, theta: torch.Tensor, u: torch.Tensor, step: int) -> dict[str, float]:
+    def _sampled(self, objective: Objective, theta: torch.Tensor, pairs: Eigenpairs, step: int) -> dict[str, float]:
         where = (objective, theta, self._indices, self._indices)
         options: dict[str, Any] = {"batch_size": self.batch_size, "draws": self.draws}
         both = measurements.batch_sharpness(*where, keys=[("batch sharpness", self.seed, step)], **options)
         found = {"batch_sharpness": both.ratio_of_means}
         if self.minibs:
-            top = measurements.minibatch_sharpness(*where, u, keys=[("minibatch sharpness", self.seed, step)], **options)
+            options |= {"u": pairs.vectors[:, 0], "sharpness": pairs.values[:, 0]}
+            top = measurements.minibatch_sharpness(*where, keys=[("minibatch sharpness", self.seed, step)], **options)
             found |= {"minibatch_sharpness": top.value, "minibs_gap": top.gap}
         values = {name: float(estimate.value) for name, estimate in found.items()}
         return values | {f"{name}_se": float(estimate.standard_error) for name, estimate in found.items()}

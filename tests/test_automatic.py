@@ -142,7 +142,11 @@ def test_batch_normalisation_sees_the_mini_batch_for_minibs_and_all_examples_for
     options = {"batch_size": 5, "draws": 30, "keys": [("test", 0)], "tol": 1e-6}
     found = measurements.minibatch_sharpness(objective, p.theta, p.x, p.y, u, **options)
     assert abs(float(found.value.value) - exact) < 4.5 * float(found.value.standard_error)
-    assert torch.isnan(found.gap.value).all()  # E_B[∇²L_B] is another matrix than ∇²L
+    assert torch.isnan(found.gap.value).all()  # E_B[∇²L_B] is another matrix than ∇²L, whose λ_max must be given
+    full = torch.tensor([top_pair(p, tuple(range(6)))[0]], dtype=torch.float64)
+    gap = measurements.minibatch_sharpness(objective, p.theta, p.x, p.y, u, sharpness=full, **options).gap
+    assert float(gap.value) == pytest.approx(float(found.value.value - full), rel=1e-9)
+    assert float(gap.standard_error) == pytest.approx(float(found.value.standard_error))
 
 
 def test_batch_normalisation_takes_all_examples_in_one_pass_or_says_that_they_do_not_fit() -> None:
@@ -178,6 +182,8 @@ def test_residual_networks_train_and_go_on_bit_for_bit(model: str, tiny: Setting
     last = whole.rows[0][-2]
     assert (last["noise_variance"] != last["noise_variance"]) == (model == "resnet10-bn")
     assert last["minibatch_sharpness"] > 0
+    if model == "resnet10-bn":
+        assert last["minibs_gap"] == pytest.approx(last["minibatch_sharpness"] - last["sharpness"], rel=1e-5)
     assert last["overlap_gauss_newton"] > 0
 
 

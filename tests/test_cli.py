@@ -135,6 +135,16 @@ def test_settings_that_contradict_the_data_end_in_one_line(
     assert words in refused(eosslib("train", path, "--out", tmp_path / "runs", "--device", "cpu"))
 
 
+def test_batch_normalisation_trains_where_the_memory_that_is_allowed_holds_all_examples(
+    eosslib: Command, write_preset: Writer, tmp_path: Path
+) -> None:
+    path = write_preset(settings=TINY | {"model": "resnet10-bn", "width": 1, "depth": 1, "steps": 1}, seeds=[0])
+    command = ["train", path, "--out", tmp_path / "runs", "--device", "cpu"]
+    assert "GiB of 0.0: allow more memory, take fewer examples" in refused(eosslib(*command, "--memory", "1e-5"))
+    finished = eosslib(*command, "--memory", "0.5")
+    assert finished.status == 0, finished.err
+
+
 def test_all_digits_can_be_trained_on_although_none_are_left_to_test(
     eosslib: Command, write_preset: Writer, tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a change to a batch above n": (
         {"schedule": [{"step": 5, "batch_size": 41}]},
-        ["batch_size 41 is above the 40 training examples"],
+        ["schedule: step 5: batch_size 41 is above the 40 training examples"],
     ),
     "a change to a negative step size": (
         {"schedule": [{"step": 5, "lr": -1}]},
@@ -208,6 +208,15 @@ def test_a_preset_that_is_not_there_is_named_with_those_that_are(name: str) -> N
     assert f"no preset '{name}'" in text
     assert "digits" in text
     assert "smoke" in text
+
+
+def test_a_notebook_that_a_preset_does_not_show_is_named_with_the_presets_that_do(write_preset: Writer) -> None:
+    preset = load_preset(write_preset(notebooks={"07_minibatch_sharpness": ["only"]}))
+    assert preset.entries_of("07_minibatch_sharpness") == ("only",)
+    with pytest.raises(ConfigError, match=r"preset mini has no runs for 09_static_gap; these have: digits, eoss, smoke$"):
+        preset.entries_of("09_static_gap")
+    with pytest.raises(ConfigError, match=r"no runs for 99_nothing; these have: none$"):
+        preset.entries_of("99_nothing")
 
 
 INVALID: dict[str, dict[str, Any]] = {

@@ -84,6 +84,14 @@ def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
     assert json.loads(paths[2].read_text())["headlines"][0]["text"] == "-0.940 ± 0.020"
 
 
+def test_a_record_is_strict_json_where_one_seed_leaves_no_error(tmp_path):
+    headlines = [analysis.Headline("slope", -0.94, float("nan")), analysis.Headline("spread", float("nan"))]
+    plotting.save(plt.figure(), "02_x", tmp_path, title="Gap", caption="What is seen.", headlines=headlines)
+    text = (tmp_path / "02_x.json").read_text()
+    assert "NaN" not in text
+    assert [(h["ours"], h["error"]) for h in json.loads(text)["headlines"]] == [(-0.94, None), (None, None)]
+
+
 def test_further_figures_of_a_page_are_written_and_linked_from_the_index(tmp_path):
     more = {"mlp": plt.figure(), "cnn": plt.figure()}
     paths = plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", more=more)
@@ -101,6 +109,28 @@ def test_panels_that_start_at_zero_reach_the_highest_line_of_any_of_them():
         ax.axhline(7.0)
     panels.from_zero(axes)
     assert [ax.get_ylim() for ax in axes] == [(0, pytest.approx(3.15))] * 2
+
+
+def test_a_panel_whose_runs_all_diverged_says_so_and_does_not_stop_the_figure():
+    columns = {name: [0.5, np.nan] for name in panels.QUANTITIES}
+    part = pd.DataFrame({"step": [0, 10], "seed": 0, "edge": 2.0, "diverged": True, **columns})
+    _, axes = plt.subplots(1, 2)
+    for ax in axes:
+        panels.over_training(ax, part)
+    panels.from_zero(axes)
+    assert [ax.get_ylim() for ax in axes] == [(0, pytest.approx(1.05))] * 2
+    assert [text.get_text() for text in axes[0].texts] == ["diverged"]
+
+
+def test_a_grid_that_is_not_full_has_its_labels_under_the_lowest_panel_of_every_column():
+    _, axes = plt.subplots(2, 3, sharex=True)
+    for ax in axes.flat:
+        ax.set_xlabel("step")
+    panels.trim(axes, 4)
+    assert [ax.axison for ax in axes.flat] == [True] * 4 + [False] * 2
+    assert [ax.get_xlabel() for ax in axes.flat[:4]] == ["", "step", "step", "step"]
+    assert axes[0, 1].xaxis.get_tick_params()["labelbottom"]
+    assert not axes[0, 0].xaxis.get_tick_params()["labelbottom"]
 
 
 def test_networks_with_different_thresholds_are_drawn_in_units_of_their_own():
@@ -179,6 +209,8 @@ def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_p
         "lr": 0.05,
         "steps": 2000,
         "seed": 0,
+        "batch_size": 2000,
+        "diverged": False,
     }
     frame = pd.DataFrame(run).assign(entry="cnn")
     frame.attrs["missing"] = "x full (seed 1)"
@@ -199,7 +231,7 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
         ("cnn", "adam", 0.9, 0.001, 1),
     ]
     frame = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr", "seed"]).assign(loss_name="mse", steps=2000)
-    frame = frame.assign(entry=[f"entry{i}" for i in range(4)], depth=2)
+    frame = frame.assign(entry=[f"entry{i}" for i in range(4)], depth=2, batch_size=8, diverged=False)
     frame.attrs["missing"] = ""
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="Seen.", frame=frame)
     assert json.loads((tmp_path / "01_a.json").read_text())["caption"] == (
@@ -207,6 +239,8 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
         "CNN, squared error, Adam: η = 0.001, 2,000 steps. 2 seeds."
     )
     assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")
+    lost = plotting.settings(frame.assign(diverged=[True, True, False, False]))
+    assert lost.endswith(" 2 seeds. Diverged: FC-tanh, η = 0.1, b = 8 (seed 0); FC-tanh, η = 0.2, b = 8 (seed 1).")
     deeper = frame.assign(depth=[2, 2, 4, 2])
     assert plotting.names(deeper) == {
         "entry0": "FC-tanh, depth 2",

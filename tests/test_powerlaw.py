@@ -98,3 +98,5 @@ def test_too_few_points_for_so_many_pieces_are_refused() -> None:
     with pytest.raises(ValueError, match="3 pieces need more than 6 positive points, there are 6"):
         powerlaw.fit_broken([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, -7], 3)
     assert set(powerlaw.fit_regimes([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])) == {1, 2}
+    with pytest.raises(ValueError, match="1 pieces need more than 2 positive points, there are 2"):
+        powerlaw.fit_regimes([1, 2, 3], [1, 2, 0])

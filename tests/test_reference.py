@@ -95,19 +95,28 @@ class TestReference:
         assert stated["slope of the gap, FC-tanh"]["ours"] == pytest.approx(fit.slope, rel=1e-9)
 
 
-NOTEBOOKS = [name for name, entries in config.load_preset("digits").notebooks.items() if entries]
+def drawn_figures() -> list[tuple[str, str]]:
+    """Presets and notebooks of the committed figures that show runs."""
+    notebooks = {name: config.load_preset(name).notebooks for name in PRESETS}
+    return [(name, path.stem) for name in PRESETS for path in sorted((FIGURES / name).glob("*.json")) if notebooks[name][path.stem]]
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_the_committed_digits_runs_give_the_committed_numbers_and_keep_every_claim(name, tmp_path):
+def test_every_figure_of_the_digits_is_committed():
+    shown = {name for name, entries in config.load_preset("digits").notebooks.items() if entries}
+    assert {name for preset, name in drawn_figures() if preset == "digits"} == shown
+
+
+@pytest.mark.parametrize(("preset", "name"), drawn_figures())
+def test_the_committed_runs_give_the_committed_numbers_and_keep_every_claim(preset, name, tmp_path):
     import papermill
 
-    digits = {"preset": str(runs.ROOT / "config/digits.yaml"), "runs_folder": str(REFERENCE / "digits")}
+    parameters = {"preset": str(runs.ROOT / f"config/{preset}.yaml"), "runs_folder": str(REFERENCE / preset)}
     options = {"cwd": runs.ROOT / "notebooks", "kernel_name": "python3", "progress_bar": False}
     path = runs.ROOT / f"notebooks/{name}.ipynb"
-    papermill.execute_notebook(path, tmp_path / path.name, digits | {"figures_folder": str(tmp_path)}, **options)
+    papermill.execute_notebook(path, tmp_path / path.name, parameters | {"figures_folder": str(tmp_path)}, **options)
     drawn = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
-    committed = json.loads((FIGURES / "digits" / f"{name}.json").read_text(encoding="utf-8"))
+    committed = json.loads((FIGURES / preset / f"{name}.json").read_text(encoding="utf-8"))
+    assert drawn["caption"] == committed["caption"]
     assert [(h["quantity"], h["text"]) for h in drawn["headlines"]] == [(h["quantity"], h["text"]) for h in committed["headlines"]]
 
 

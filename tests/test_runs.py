@@ -205,7 +205,10 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
 def test_collect_refuses_runs_of_other_settings(preset: Any, tmp_path: Path, write_preset: Callable[..., Path]) -> None:
     fill(preset, tmp_path / "runs")
     changed = load_preset(write_preset(runs={"one": {"lr": 0.3}}, notebooks={"n": ["one"]}))
-    with pytest.raises(ConfigMismatch, match=r"one/b0008/seed0\.parquet was trained with other settings: lr is 0\.1, not 0\.3"):
+    said = (
+        r"one/b0008/seed0\.parquet was trained with other settings: lr is 0\.1, not 0\.3; `python -m eosslib train mini one/b0008`"
+    )
+    with pytest.raises(ConfigMismatch, match=said):
         runs.collect(changed, ("one",), tmp_path / "runs")
 
 
