@@ -33,6 +33,7 @@ import torch
 from torch import nn
 
 from eosslib import config, datasets, eigen, measurements, models, runs
+from eosslib import products as matrices
 from eosslib.curvature import Hessian, full_gradient
 from eosslib.errors import DataError
 from eosslib.flat import Objective, StackedNetwork
@@ -77,6 +78,19 @@ def in_tf32(job: Callable[[], Result]) -> Result:
         return job()
     finally:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def with_pytorchs_own_products(job: Job) -> Job:
+    """The same without oneDNN's matrix products (``eosslib.products``)."""
+
+    def alone() -> None:
+        theirs, matrices._onednn = matrices._onednn, None
+        try:
+            job()
+        finally:
+            matrices._onednn = theirs
+
+    return alone
 
 
 def wait(device: torch.device) -> None:
@@ -139,10 +153,10 @@ def exact(built: Trainer) -> float:
 
 
 def machine(device: torch.device, rounds: int) -> tuple[float, float]:
-    """Operations a second of a large float32 matrix product, bytes a second of a copy."""
-    a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
+    """Operations a second of a large float32 matrix product (by the faster library), bytes a second of a copy."""
+    a, b = (torch.randn(1, 2048, 2048, device=device) for _ in range(2))
     big, other = (torch.empty(1 << 26, device=device) for _ in range(2))
-    product, copy = (lambda: a @ b), (lambda: big.copy_(other))
+    product, copy = (lambda: matrices.product(a, b)), (lambda: big.copy_(other))
     product(), copy()
     seconds = [(clock(product, device), clock(copy, device)) for _ in range(rounds)]
     return 2 * 2048**3 / min(s for s, _ in seconds), 2 * 4 * (1 << 26) / min(s for _, s in seconds)
@@ -304,6 +318,9 @@ def report(model: str, args: argparse.Namespace) -> str:
         digits = datasets.load("digits", 1500, device=device)
         for label, seeds in (("b = 50, MLP 64-64-64-10 (digits)", 1), ("the same, of 3 stacked seeds, per seed", 3)):
             jobs[f"SGD step, {label}"] = (steps_of(trainer(seeds, device, digits, **small), 50, 200), 200.0 * seeds)
+    if device.type == "cpu" and model != "cnn":  # the CNN's products are convolutions
+        for label in ("full-batch gradient", PRODUCT):
+            jobs[f"{label}, PyTorch's own products"] = (with_pytorchs_own_products(jobs[label][0]), 1.0)
     if device.type == "cuda":
         jobs[f"{TF32}, residual 1e-3"] = (lambda: in_tf32(lambda: solve(start, 1e-3)), 1.0)
     others = dict(peers(built, start))

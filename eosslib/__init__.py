@@ -11,7 +11,8 @@ the run files, `eosslib.analysis` makes plateaus, gaps and predictions of them, 
 β and E[x²]. `eosslib.predicted`: the predicted dynamics beside the real ones. `eosslib.overlap`: Hessian, Gauss–Newton part, NTK.
 
 **Underneath.** `eosslib.eigen` finds top eigenpairs of any symmetric operator, `eosslib.curvature` multiplies by Hessians,
-`eosslib.flat` and `eosslib.automatic` make a network a function of flat parameters; `eosslib.models`, `eosslib.losses` and
+`eosslib.flat` and `eosslib.automatic` make a network a function of flat parameters, `eosslib.layers` are what it is made of,
+`eosslib.products` its matrix products; `eosslib.models`, `eosslib.losses` and
 `eosslib.datasets` are built by name. What a user can do wrong ends in one of `eosslib.errors`.
 """
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from eosslib.products import product
+
 Params = Sequence[torch.Tensor]
 
 
@@ -74,25 +76,25 @@ class Linear(Layer):
     parameters = 2
 
     def forward(self, p: Params, x: torch.Tensor) -> Kept:
-        return Kept(p, x, torch.baddbmm(p[1].unsqueeze(1), x, p[0].mT))
+        return Kept(p, x, product(x, p[0].mT, plus=p[1].unsqueeze(1)))
 
     def input_gradient(self, k: Kept, g: torch.Tensor) -> torch.Tensor:
-        return g @ k.p[0]
+        return product(g, k.p[0])
 
     def parameter_gradients(self, x: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
-        return [g.mT @ x, g.sum(1)]
+        return [product(g.mT, x), g.sum(1)]
 
     def squares(self, x: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
         """One product of the squares: an example's gradient is the outer product of g and x (Goodfellow, arXiv:1510.01799)."""
-        return [g.square().mT @ x.square(), g.square().sum(1)]
+        return [product(g.square().mT, x.square()), g.square().sum(1)]
 
     def tangent(self, k: Kept, v: Params, dx: torch.Tensor | None) -> torch.Tensor:
-        dy = torch.baddbmm(v[1].unsqueeze(1), k.x, v[0].mT)
-        return dy if dx is None else torch.baddbmm(dy, dx, k.p[0].mT)
+        dy = product(k.x, v[0].mT, plus=v[1].unsqueeze(1))
+        return dy if dx is None else product(dx, k.p[0].mT, plus=dy)
 
     def input_gradient_tangent(self, k: Kept, v: Params, dx: torch.Tensor | None, dg: torch.Tensor) -> torch.Tensor:
         assert k.g is not None
-        return torch.baddbmm(dg @ k.p[0], k.g, v[0])
+        return product(k.g, v[0], plus=product(dg, k.p[0]))
 
 
 class Conv(Layer):

@@ -1,0 +1,75 @@
+"""Matrix products of a stack, whichever library makes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import randn
+
+from eosslib import products
+
+SHAPES = {"a layer": (256, 300, 200), "a wide layer": (50, 3072, 200), "one output": (4096, 300, 1), "small": (15, 64, 64)}
+LAYOUTS = ["plain", "left transposed", "right transposed", "both transposed", "rows of a larger one"]
+
+
+def factors(shape: tuple[int, int, int], layout: str, stack: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    m, k, n = shape
+    a, b = randn(stack, m, k).float(), randn(stack, k, n).float()
+    if "left" in layout or "both" in layout:
+        a = a.mT.contiguous().mT
+    if "right" in layout or "both" in layout:
+        b = b.mT.contiguous().mT
+    if "rows" in layout:
+        a = torch.cat([a, a, a], dim=1)[:, m : 2 * m]
+    return a, b
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_a_product_has_the_errors_of_float32_and_not_more(shape: tuple[int, int, int], layout: str) -> None:
+    a, b = factors(shape, layout)
+    exact = a.double() @ b.double()
+    bound = shape[1] * torch.finfo(torch.float32).eps * (a.double().abs() @ b.double().abs())  # Higham, §3.5
+    assert ((products.product(a, b).double() - exact).abs() <= bound).all()
+    # Rounding accumulates like a random walk; TF32 and bfloat16 would be off by 3e-4 and 2e-3.
+    assert (products.product(a, b).double() - exact).norm() < 3e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_what_is_added_is_added_and_left_as_it_was(shape: tuple[int, int, int]) -> None:
+    a, b = factors(shape, "plain", stack=2)
+    for plus in (randn(2, 1, shape[2]).float(), randn(2, shape[0], shape[2]).float()):
+        before = plus.clone()
+        torch.testing.assert_close(products.product(a, b, plus=plus), a @ b + plus, rtol=1e-5, atol=1e-3)
+        assert torch.equal(plus, before)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_a_networks_product_does_not_depend_on_the_stack(shape: tuple[int, int, int]) -> None:
+    a, b = factors(shape, "plain", stack=3)
+    together = products.product(a, b)
+    for r in range(3):
+        assert torch.equal(products.product(a[r : r + 1].clone(), b[r : r + 1].clone()), together[r : r + 1])
+
+
+def test_large_products_in_float32_go_to_onednn_and_no_others() -> None:
+    a, b = factors(SHAPES["a layer"], "plain")
+    assert products.uses_onednn(a, b)
+    assert not products.uses_onednn(*factors(SHAPES["small"], "plain"))
+    assert not products.uses_onednn(a.double(), b.double())
+    assert not products.uses_onednn(a.requires_grad_(), b)
+    with torch.no_grad():
+        assert products.uses_onednn(a, b)
+
+
+def test_a_product_that_is_differentiated_automatically_has_its_gradient() -> None:
+    a, b = factors(SHAPES["a layer"], "plain")
+    a.requires_grad_()
+    (grad,) = torch.autograd.grad(products.product(a, b).sum(), a)
+    torch.testing.assert_close(grad, b.sum(2).unsqueeze(1).expand_as(a))
+
+
+def test_without_onednn_the_products_are_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = factors(SHAPES["a layer"], "plain")
+    monkeypatch.setattr(products, "_onednn", None)
+    assert torch.equal(products.product(a, b), a @ b)
