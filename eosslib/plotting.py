@@ -334,7 +334,8 @@ def save(
         title: Of the figure, a few words.
         caption: What is shown and what to see.
         headlines: Numbers to stand beside it.
-        frame: Runs it shows, as ``runs.collect`` gives them; the caption names their settings and those that are missing.
+        frame: Runs it shows, as ``runs.collect`` gives them; the caption names their settings and those that are missing, the
+            record where they come from.
         more: Further figures of the same page by name; they are written as ``name-<their name>`` and linked from the index.
 
     Returns:
@@ -363,6 +364,7 @@ def save(
     record = {"name": name, "title": title, "caption": caption, "headlines": numbers}
     record |= {"more": list(more)} if more else {}
     record |= {"missing": missing} if missing else {}
+    record |= {} if frame is None else {"source": frame.attrs["source"]}
     with atomic(target / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return [*images, target / f"{name}.json"]

@@ -213,7 +213,7 @@ def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_p
         "diverged": False,
     }
     frame = pd.DataFrame(run).assign(entry="cnn")
-    frame.attrs["missing"] = "x full (seed 1)"
+    frame.attrs |= {"missing": "x full (seed 1)", "source": "2 committed runs"}
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", headlines=headlines)
     plotting.save(plt.figure(), "02_b", tmp_path, title="B", caption="", headlines=headlines[1:], frame=frame)
     text = write_results(tmp_path, preset).read_text()
@@ -232,12 +232,13 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
     ]
     frame = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr", "seed"]).assign(loss_name="mse", steps=2000)
     frame = frame.assign(entry=[f"entry{i}" for i in range(4)], depth=2, batch_size=8, diverged=False)
-    frame.attrs["missing"] = ""
+    frame.attrs |= {"missing": "", "source": "2 committed runs"}
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="Seen.", frame=frame)
     assert json.loads((tmp_path / "01_a.json").read_text())["caption"] == (
         "Seen. FC-tanh, squared error: η = 0.1 or 0.2, 2,000 steps; FC-tanh, squared error, μ = 0.9: η = 0.1, 2,000 steps; "
         "CNN, squared error, Adam: η = 0.001, 2,000 steps. 2 seeds."
     )
+    assert json.loads((tmp_path / "01_a.json").read_text())["source"] == "2 committed runs"
     assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")
     lost = plotting.settings(frame.assign(diverged=[True, True, False, False]))
     assert lost.endswith(" 2 seeds. Diverged: FC-tanh, η = 0.1, b = 8 (seed 0); FC-tanh, η = 0.2, b = 8 (seed 1).")
