@@ -71,13 +71,20 @@ def trainer(seeds: int, device: torch.device, data: datasets.Dataset, **changes:
     return built
 
 
-def in_tf32(job: Callable[[], Result]) -> Result:
-    """Run something with matrix products and convolutions rounded to TF32, as the companion itself never does."""
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """Let a GPU round matrix products and convolutions to TF32, as the companion itself never does."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        return job()
+        yield
     finally:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def in_tf32(job: Callable[[], Result]) -> Result:
+    """Run something in TF32."""
+    with tf32():
+        return job()
 
 
 def with_pytorchs_own_products(job: Job) -> Job:

@@ -64,16 +64,6 @@ class Rounded(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def hardware() -> Any:
-    """Let the GPU use its TF32."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def angle(u: torch.Tensor, v: torch.Tensor) -> float:
     """Return the angle between two directions, up to their signs."""
     u, v = u / u.norm(), v / v.norm()
@@ -92,7 +82,7 @@ def table(built: Trainer, name: str) -> pd.DataFrame:
         "float32": contextlib.nullcontext,
         "TF32, emulated": lambda: Rounded(10),
     }
-    ways |= {"TF32": hardware} if theta.device.type == "cuda" else {}
+    ways |= {"TF32": cost.tf32} if theta.device.type == "cuda" else {}
     ways |= {"bfloat16, emulated": lambda: Rounded(7)}
     rows = []
     for way, context in ways.items():
