@@ -14,7 +14,7 @@ from eosslib import measurements, overlap, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian
 from eosslib.datasets import Dataset
-from eosslib.eigen import Eigenpairs, top_eigenpairs
+from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
 from eosslib.streams import generator
 
@@ -34,7 +34,7 @@ class Moment:
     step: int
     seeds: Sequence[int]
     theta: torch.Tensor  # (R, P)
-    vectors: torch.Tensor  # (R, k, P) top eigenvectors of the last measurement
+    vectors: torch.Tensor  # (R, s, P) where the eigen-solve starts, from the last measurement
     hessian: Hessian  # at theta
     scale: torch.Tensor | None = None  # (R, P), P^-½ of Adam
 
@@ -104,16 +104,16 @@ class Observer:
         return bool(self.config.sample_every) and moment.step % self.config.sample_every == 0
 
     def _sharpness(self, moment: Moment) -> tuple[Eigenpairs, Columns]:
-        """Solve for the top eigenpairs, from the last ones; where samples are due, from a random vector as well.
+        """Solve for the top eigenpairs, from what the last solve found; where samples are due, from a random vector as well.
 
-        A solve that starts from the old vectors could stay with them after another eigenvalue has overtaken theirs. So the
+        A solve that starts from old vectors could stay with them after another eigenvalue has overtaken theirs. So the
         larger of the two is taken, and the second is recorded: it says how far the first was off.
         """
-        step, tol = moment.step, self.config.eig_tol
+        step, tol, check = moment.step, self.config.eig_tol, dict[str, torch.Tensor]()
         operator = moment.hessian.with_slopes  # the slopes of the eigenvectors give σ_u² without another pass
-        pairs, check = top_eigenpairs(operator, moment.vectors, k=self.tracked, tol=tol), {}
+        pairs = top_eigenpairs(operator, moment.vectors, k=self.tracked, tol=tol, nearby=NEARBY)
         if self._samples_due(moment):
-            second = top_eigenpairs(operator, moment.random("eigen check"), k=self.tracked, tol=tol)
+            second = top_eigenpairs(operator, moment.random("eigen check"), k=self.tracked, tol=tol, nearby=NEARBY)
             missed = second.values[:, 0] > pairs.values[:, 0] * (1 + tol)
             if bool(missed.any()):
                 by = float((second.values[:, 0] / pairs.values[:, 0] - 1).amax())

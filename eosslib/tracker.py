@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from eosslib import measurements, optimizers, theory, windows
 from eosslib.automatic import ModuleNetwork
 from eosslib.curvature import DEFAULT_MEMORY, Hessian
-from eosslib.eigen import Eigenpairs, top_eigenpairs
+from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs, trimmed
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
 from eosslib.losses import Loss
@@ -228,8 +228,8 @@ class SharpnessTracker:
             edge = optimizers.edge(self.optimizer, self.parameters)
             hessian = Hessian(objective, theta, self._indices, self._indices, self.memory)
             start = self._random(step) if self._vectors is None else self._vectors
-            pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol)
-            self._vectors = pairs.vectors
+            pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol, nearby=NEARBY)
+            self._vectors = trimmed(pairs.starts)
             u = pairs.vectors[:, 0]
             row = {
                 "step": float(step),
@@ -348,7 +348,7 @@ class SharpnessTracker:
         if self._window is None or self._window.count < self._size or objective.network.couples_examples:
             return {}
         assert self._vectors is not None
-        start = torch.cat([self._vectors, self._random(step)], dim=1)
+        start = torch.cat([self._vectors[:, :1], self._random(step)], dim=1)
         options: dict[str, Any] = {"batch_size": self.batch_size, "tol": self.tol, "memory": self.memory}
         found = windows.measure(objective, self._window, [0], self._indices, self._indices, start, **options)
         alpha, beta, noise = float(found.alpha), float(found.beta), float(found.noise[0, 0])

@@ -18,6 +18,7 @@ import torch
 from eosslib import datasets, dynamics, losses, measurements, models, predicted, updates, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
+from eosslib.eigen import trimmed
 from eosslib.errors import ConfigError, DeviceError
 from eosslib.flat import Objective
 from eosslib.observing import Moment, Observer
@@ -62,7 +63,7 @@ class State:
     seeds: list[int]  # of the runs still alive, in the order of the stack
     theta: torch.Tensor  # (R, P)
     kept: torch.Tensor  # (R, K, P) what the optimizer keeps
-    vectors: torch.Tensor  # (R, k, P) top eigenvectors of the last measurement
+    vectors: torch.Tensor  # (R, s, P) top eigenvectors of the last measurement, then those that may overtake them, then zeros
     rows: dict[int, list[Row]]  # by seed
     diverged_at: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -174,7 +175,7 @@ class Trainer:
 
     def advance(self, stop: int) -> None:
         """Make the steps up to ``stop``; settings change only where there is a measurement."""
-        state, vectors = self.state, self.state.vectors
+        state, vectors = self.state, self.state.vectors[:, : self.observer.tracked]
         stepper = self._stepper_of(state)
         uses_u = self.config.noise in dynamics.USES_U
         every = self.config.refresh_every if uses_u else self.config.measure_every
@@ -240,7 +241,7 @@ class Trainer:
         """Append a row to every run's trajectory, and take diverged runs out of the stack."""
         state = self.state
         window = self._window if state.step % max(self.config.window_every, 1) == 0 else None
-        alive, vectors = [False] * len(state.seeds), [state.theta.new_empty(0, self.observer.tracked, state.theta.shape[1])]
+        alive, vectors = [False] * len(state.seeds), list[torch.Tensor]()
         for rows in measurements.solved_together(state.theta):
             block = list(range(len(state.seeds)))[rows]
             # One pass over the data serves loss, accuracy, sharpness and noise variance.
@@ -255,11 +256,12 @@ class Trainer:
                 for place, i in enumerate(healthy):
                     state.rows[state.seeds[i]][-1] |= {key: column[place] for key, column in values.items()}
                     alive[i] = math.isfinite(values["sharpness"][place])
-                vectors.append(pairs.vectors[[alive[i] for i in healthy]])
+                vectors.append(pairs.starts[[alive[i] for i in healthy]])
         if window is not None:
             self._window = None
         self._drop(alive)
-        state.vectors = torch.cat(vectors)
+        if state.seeds:
+            state.vectors = trimmed(torch.cat(vectors))
 
     def _moment(self, members: list[int]) -> Moment:
         state = self.state

@@ -9,7 +9,7 @@ import scipy.sparse.linalg
 import torch
 from oracles import randn
 
-from eosslib.eigen import Eigenpairs, Operator, top_eigenpairs
+from eosslib.eigen import Eigenpairs, Operator, top_eigenpairs, trimmed
 
 
 def matrix(spectrum: list[float] | torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -239,3 +239,42 @@ def test_a_start_that_is_zero_or_not_finite_is_refused(bad: float) -> None:
     starts[1] = bad
     with pytest.raises(ValueError, match="start vectors must be finite and not zero"):
         top_eigenpairs(stacked(*[matrix([4.0, 3.0, 2.0, 1.0])] * 2), starts)
+
+
+def test_operators_with_different_numbers_of_start_vectors_do_not_depend_on_each_other() -> None:
+    """Zeros in the last places say that there are no more: a stack gives each what it finds alone from its own vectors."""
+    matrices = [matrix(DECAYING), matrix(SPECTRA["clustered"], seed=2), matrix([*range(60)], seed=3)]
+    starts = start(60, stack=3, vectors=5)
+    own = [1, 5, 3]
+    for row, count in enumerate(own):
+        starts[row, count:] = 0
+    for k in (1, 4):
+        together = top_eigenpairs(stacked(*matrices), starts, k=k, tol=1e-6, nearby=3)
+        for row, (a, count) in enumerate(zip(matrices, own, strict=True)):
+            alone = top_eigenpairs(stacked(a), starts[row : row + 1, :count], k=k, tol=1e-6, nearby=3)
+            assert_same(together, row, alone)
+            torch.testing.assert_close(together.nearby[row].abs(), alone.nearby[0].abs(), rtol=0, atol=1e-6)
+
+
+def test_ritz_vectors_close_to_the_top_are_returned_and_no_others() -> None:
+    a = matrix([10.0, 9.0, 8.5, 7.9, 1.0, *[0.1] * 55])
+    pairs = top_eigenpairs(stacked(a), start(60), tol=1e-9, nearby=6)
+    vectors = pairs.nearby[0]
+    assert vectors.norm(dim=1).tolist() == pytest.approx([1, 1, 0, 0, 0, 0], abs=1e-9), "7.9 is below 0.8 of 10"
+    torch.testing.assert_close((vectors @ a * vectors).sum(1)[:2], torch.tensor([9.0, 8.5], dtype=torch.float64), rtol=1e-6, atol=0)
+    assert pairs.starts.shape == (1, 7, 60)
+    assert trimmed(pairs.starts).shape == (1, 3, 60)
+
+
+def test_a_solve_that_starts_from_the_nearby_vectors_finds_the_one_that_has_overtaken_the_top() -> None:
+    """Two eigenvalues change places, their vectors stay: the old top vector alone is an eigenvector still, and is believed."""
+    before, after = ([10.0, 9.9, *DECAYING[2:]], [9.9, 10.0, *DECAYING[2:]])
+    pairs = top_eigenpairs(stacked(matrix(before)), start(60), tol=1e-6, nearby=4)
+    alone = top_eigenpairs(stacked(matrix(after)), pairs.vectors, tol=1e-3)
+    assert float(alone.values) == pytest.approx(9.9, rel=1e-6), "or this shows nothing"
+    assert float(top_eigenpairs(stacked(matrix(after)), trimmed(pairs.starts), tol=1e-3).values) == pytest.approx(10.0, rel=1e-6)
+
+
+def test_fewer_products_than_start_vectors_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 products are fewer than the 3 that a solve begins with"):
+        top_eigenpairs(stacked(matrix(DECAYING)), start(60, vectors=3), max_products=2)
