@@ -282,9 +282,10 @@ def report(model: str, args: argparse.Namespace) -> str:
     start = torch.randn(1, 1, size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def solve(vectors: torch.Tensor, tol: float) -> eigen.Eigenpairs:
-        return measurements.sharpness(built.objective, built.state.theta, built.x, built.y, vectors, tol=tol)
+        where = (built.objective, built.state.theta, built.x, built.y, vectors)
+        return measurements.sharpness(*where, tol=tol, nearby=eigen.NEARBY)
 
-    before = solve(start, 1e-3).vectors
+    before = eigen.trimmed(solve(start, 1e-3).starts)
     built.advance(args.steps + 5)
     truth = exact(built)
     params = built.objective.network.views(built.state.theta.clone())

@@ -57,22 +57,24 @@ def sharpness(
     k: int = 1,
     tol: float = 1e-3,
     max_products: int = 300,
+    nearby: int = 0,
     memory: int = DEFAULT_MEMORY,
 ) -> Eigenpairs:
     """Top-k eigenpairs of the full-batch Hessian ∇²L over all n examples (EoSS definition 3.2: FullBS is the first value).
 
     Costs up to one gradient for the passes and 1 to 2 gradients a product; 1 to 10 products when warm-started,
-    and up to 20 where several eigenvalues lie close together.
+    and a dozen (20 without ``nearby``) where several eigenvalues lie close together.
 
     Args:
         objective: Network and loss.
         theta: Parameters (R, P).
         x: Inputs (1, n, *shape), all of the training set.
         y: Targets (1, n, K).
-        start: Start vectors (R, s, P): the last measurement's ``vectors``, or random ones.
+        start: Start vectors (R, s, P): the last measurement's ``starts``, or random ones.
         k: Number of eigenpairs.
         tol: Relative residual ‖Hu − λu‖/λ₁ to reach.
         max_products: Give up after so many Hessian products.
+        nearby: How many more Ritz vectors to return for the next start, as ``eigen.top_eigenpairs`` does.
         memory: Bytes the retained gradient graphs may hold.
 
     Returns:
@@ -82,7 +84,7 @@ def sharpness(
     for rows in solved_together(theta):
         # Copies, because the last bits of a matrix product may depend on where in memory its operands begin.
         operator = Hessian(objective, theta[rows].clone(), x, y, memory)
-        parts.append(top_eigenpairs(operator, start[rows].clone(), k=k, tol=tol, max_products=max_products))
+        parts.append(top_eigenpairs(operator, start[rows].clone(), k=k, tol=tol, max_products=max_products, nearby=nearby))
     return Eigenpairs.cat(parts)
 
 
