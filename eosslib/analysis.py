@@ -1,6 +1,6 @@
 """From trajectories to numbers: plateaus, sharpness gaps, predicted gaps, and the claims a notebook ends with.
 
-Every error bar is a standard error over seeds unless it says otherwise.
+Every error bar is a standard error over seeds, for a single seed that in time (or of its draws), unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] 
         more: Further columns to average, over the rows that have them.
 
     Returns:
-        The run's settings with ``sharpness``, ``noise_variance``, ``measurements`` (how many were averaged) and ``more``, and
-        ``sharpness_se``, the standard error in time: of five successive block means of the plateau, whose fluctuations may be
-        taken as independent; and ``drift``, the mean of the plateau's second half minus that of its first, whose own error is
-        twice ``sharpness_se`` (which a drift inflates). A run that diverged has no plateau: NaN.
+        The run's settings with ``sharpness``, ``noise_variance`` and ``more``, each with its standard error in time ``_se``: of
+        five successive block means of the plateau, whose fluctuations may be taken as independent (NaN below ten values);
+        ``measurements``, how many sharpnesses were averaged; and ``drift``, the mean sharpness of the plateau's second half
+        minus that of its first, whose own error is twice ``sharpness_se`` (which a drift inflates). A run that diverged has no
+        plateau: NaN.
     """
     end = frame["steps"].clip(upper=until) if until else frame["steps"]
+    columns = ["sharpness", "noise_variance", *more]
     window = frame[(frame.step > (1 - PLATEAU) * end) & (frame.step <= end)]
     table = window.groupby(RUN_KEYS, as_index=False).agg(
-        sharpness=("sharpness", "mean"),
-        sharpness_se=("sharpness", _block_error),
         drift=("sharpness", _drift),
-        noise_variance=("noise_variance", "mean"),
         measurements=("sharpness", "count"),
-        **{column: (column, "mean") for column in more},
+        **{column: (column, "mean") for column in columns},
+        **{f"{column}_se": (column, _block_error) for column in columns},
     )
     runs = frame[[*RUN_KEYS, "diverged"]].drop_duplicates()
     table = runs.merge(table, on=RUN_KEYS, how="left")
-    table.loc[table.diverged, ["sharpness", "sharpness_se", "drift", "noise_variance", *more]] = np.nan
+    table.loc[table.diverged, ["drift", *columns, *(f"{column}_se" for column in columns)]] = np.nan
     return table
 
 
@@ -94,14 +94,10 @@ def mean_gaps(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         by: Columns that tell the runs apart but for the seed.
 
     Returns:
-        As ``over_seeds``, but for one seed ``se`` is that of its plateaus in time (or of its draws); and ``clear``: the gap
-        exceeds two standard errors, of those over seeds and in time the larger.
+        As ``over_seeds``, and ``clear``: the gap exceeds two standard errors, of those over seeds and in time the larger.
     """
     means = over_seeds(table, "gap", by)
-    in_time = table.groupby(list(by), sort=False).gap_se.agg(lambda errors: np.sqrt((errors**2).sum(min_count=1)) / len(errors))
-    larger = np.fmax(means.se.to_numpy(), in_time.to_numpy())
-    means["se"] = means.se.where(means.seeds > 1, in_time.to_numpy())
-    return means.assign(clear=means["mean"] > 2 * larger)
+    return means.assign(clear=means["mean"] > 2 * np.fmax(means.se, _in_time(table, "gap", by)))
 
 
 def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
@@ -197,10 +193,30 @@ def _predictions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard error over seeds and number of seeds of a column: ``mean``, ``se``, ``seeds``; NaN runs are left out."""
-    return table.groupby(list(by), as_index=False, sort=False).agg(
+    """Average a column over seeds; runs where it is NaN are left out.
+
+    Args:
+        table: A row a run.
+        column: What to average; where the table has ``<column>_se``, that is each run's own error, in time or of its draws.
+        by: Columns that tell the runs apart but for the seed.
+
+    Returns:
+        ``by`` with ``mean``, ``seeds``, their number, and ``se``, the standard error over seeds, of a single seed its own.
+    """
+    means = table.groupby(list(by), as_index=False, sort=False).agg(
         mean=(column, "mean"), se=(column, "sem"), seeds=(column, "count")
     )
+    if f"{column}_se" in table:
+        means["se"] = means.se.where(means.seeds > 1, _in_time(table, column, by))
+    return means
+
+
+def _in_time(table: pd.DataFrame, column: str, by: Sequence[str]) -> np.ndarray:
+    """Return the standard errors of the groups' means by the errors that each run has of its own."""
+    own = table[f"{column}_se"].where(table[column].notna())
+    groups = [table[key] for key in by]
+    squares = (own**2).groupby(groups, sort=False).sum(min_count=1)
+    return (np.sqrt(squares) / own.groupby(groups, sort=False).count()).to_numpy()
 
 
 def after_change(frame: pd.DataFrame, changed: str, control: str, new: str, at: int, within: int = 250) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from eosslib import plotting
+from eosslib import analysis, plotting
 
 QUANTITIES = {"minibatch_sharpness": "MiniBS", "batch_sharpness": "batch sharpness", "sharpness": "FullBS"}
 
@@ -40,17 +40,18 @@ def over_training(ax: Axes, part: pd.DataFrame) -> None:
 
 
 def plateaus(ax: Axes, table: pd.DataFrame) -> None:
-    """Draw the plateaus of the three quantities in units of 2/η against batch size: mean and standard error over seeds.
+    """Draw the plateaus of the three quantities in units of 2/η against batch size: mean and standard error.
+
+    The error is that over seeds, of a single seed that in time.
 
     Args:
         ax: Where to draw.
         table: Plateaus of one entry, as ``analysis.plateaus`` gives them with the quantities as ``more``.
     """
     for index, (column, name) in enumerate(QUANTITIES.items()):
-        relative = (table[column] / table.threshold).groupby(table.batch_size)
-        mean, error = relative.mean(), relative.sem()
+        part = analysis.over_seeds(table, column, ["batch_size", "threshold"]).sort_values("batch_size")
         style: dict[str, Any] = {"color": color(index), "fmt": "o-", "ms": 3, "lw": 1.0, "label": name}
-        ax.errorbar(mean.index, mean, error.fillna(0.0), **style)
+        ax.errorbar(part.batch_size, part["mean"] / part.threshold, (part.se / part.threshold).fillna(0.0), **style)
     plotting.threshold(ax, 1.0, label=False)
     ax.set(xscale="log", xlabel="batch size b")
     plotting.plain_ticks(ax, sorted(table.batch_size.unique()), most=5)

@@ -116,6 +116,19 @@ def test_a_gap_below_two_of_its_errors_is_not_clear():
     assert analysis.mean_gaps(shifted, ["batch_size"]).se.tolist() == pytest.approx([4.0, 4.0])  # two: their spread is larger
 
 
+def test_a_single_seed_carries_its_error_in_time_and_several_that_over_seeds():
+    wobble = np.tile([1.0, 1.0, -1.0, -1.0], 11)[1:42]
+    frame = pd.concat([trajectory(10, 0, 10.0 + wobble), trajectory(100, 0, 12.0 + wobble), trajectory(100, 1, 16.0 + 2 * wobble)])
+    table = analysis.plateaus(frame.assign(loss=3 * frame.sharpness), more=["loss"])
+    of = {column: analysis.over_seeds(table, column, ["batch_size"]).set_index("batch_size").se for column in ("sharpness", "loss")}
+    own = table.set_index(["batch_size", "seed"])
+    assert of["sharpness"][10] == own.sharpness_se[10, 0] > 0
+    assert of["loss"][10] == pytest.approx(3 * of["sharpness"][10])
+    assert of["sharpness"][100] == pytest.approx(own.sharpness[100].sem())
+    lost = pd.concat([frame, trajectory(10, 1, np.full(5, 99.0), diverged=True)])  # a run that counts for nothing
+    assert analysis.over_seeds(analysis.plateaus(lost), "sharpness", ["batch_size"]).se[0] == pytest.approx(of["sharpness"][10])
+
+
 def test_the_plateau_up_to_a_step_uses_the_last_quarter_before_it():
     table = analysis.plateaus(trajectory(10, 0, np.arange(41.0)), until=2000)
     assert table.sharpness.item() == pytest.approx(np.mean(np.arange(16, 21)))
