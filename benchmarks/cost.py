@@ -117,7 +117,7 @@ def steps_of(built: Trainer, size: int, count: int) -> Job:
     """A stretch of SGD steps as the training makes them (on CUDA, a replayed graph)."""
     other = trainer(len(built.state.seeds), built.device, _data(built), **{**_changes(built), "batch_size": size})
     stepper = other._stepper_of(other.state)
-    u = other.state.vectors[:, 0]
+    u = other.state.vectors
     return lambda: stepper.advance(0, count, u)
 
 

@@ -60,6 +60,7 @@ class RunConfig:
     beta2: float = 0.999
     sampling: str = "reshuffle"
     noise: str = "sgd"
+    noise_directions: int = 1
     refresh_every: int = 10
     dtype: str = "float32"
     measure_every: int = 50
@@ -273,7 +274,10 @@ def _variants(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
             c | {"batch_size": _number(c["batch_size"], settings)} if "batch_size" in c else c for c in settings["schedule"]
         ]
         static = [_number(size, settings) for size in settings["static_sizes"]]
-        yield name, {**settings, "batch_size": batch_size, "noise": noise, "schedule": schedule, "static_sizes": static}
+        own = {"batch_size": batch_size, "noise": noise, "schedule": schedule, "static_sizes": static}
+        if not noise.endswith("_top"):  # beside others in a list: what does not concern a run is none of its settings
+            own["noise_directions"] = 1
+        yield name, {**settings, **own}
 
 
 def _number(size: Any, settings: Mapping[str, Any]) -> Any:

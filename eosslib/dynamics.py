@@ -7,9 +7,10 @@ Var(one example) (1/b·(n−b)/(n−1), or 1/b for i.i.d. examples), the noise o
 * ``diagonal``  adds N(0, c·diag Σ);
 * ``isotropic`` adds N(0, c·tr Σ/P·I), of the same total variance;
 * ``along_u``   adds u(uᵀξ) with ξ = g_B − g the real mini-batch noise, u the top eigenvector of ∇²L;
-* ``without_u`` adds ξ − u(uᵀξ).
+* ``without_u`` adds ξ − u(uᵀξ);
+* ``along_top`` and ``without_top`` do the same with the span of several top eigenvectors in the place of u.
 
-The first three are those of the EoSS paper (§5.1), at the current parameters; the last two are ours.
+The first three are those of the EoSS paper (§5.1), at the current parameters; the others are ours.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class StepContext:
     noise_factor: float  # c
     keys: torch.Tensor  # (R,), the seed of each network's noise stream
     step: int | torch.Tensor  # which step of the stream is drawn
-    u: torch.Tensor | None = None  # (R, P), for the projected noise models
+    u: torch.Tensor | None = None  # (R, k, P), orthonormal: the directions of the projected noise models
 
 
 Direction = Callable[[StepContext, Params, torch.Tensor | None], Sequence[torch.Tensor]]
@@ -86,24 +87,24 @@ def isotropic(context: StepContext, params: Params, batch: torch.Tensor | None) 
 
 
 def _projected(context: StepContext, params: Params, batch: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return g, ξ and u(uᵀξ), flat (R, P)."""
+    """Return g, ξ and Σ u(uᵀξ), flat (R, P)."""
     assert context.u is not None
     network = context.objective.network
     full = network.flatten(gradient(context, params, batch))
     xi = network.flatten(sgd(context, params, batch)) - full
-    return full, xi, context.u * (context.u * xi).sum(1, keepdim=True)
+    return full, xi, (context.u * (context.u * xi.unsqueeze(1)).sum(2, keepdim=True)).sum(1)
 
 
-def along_u(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
-    """Full gradient plus the part of the mini-batch noise along the top eigenvector."""
-    full, _, along = _projected(context, params, batch)
-    return context.objective.network.views(full + along)
+def along(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    """Full gradient plus the part of the mini-batch noise along the top eigenvectors."""
+    full, _, inside = _projected(context, params, batch)
+    return context.objective.network.views(full + inside)
 
 
-def without_u(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
-    """Full gradient plus the mini-batch noise without its part along the top eigenvector."""
-    full, xi, along = _projected(context, params, batch)
-    return context.objective.network.views(full + xi - along)
+def without(context: StepContext, params: Params, batch: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    """Full gradient plus the mini-batch noise without its part along the top eigenvectors."""
+    full, xi, inside = _projected(context, params, batch)
+    return context.objective.network.views(full + xi - inside)
 
 
 DIRECTIONS: dict[str, Direction] = {
@@ -111,8 +112,21 @@ DIRECTIONS: dict[str, Direction] = {
     "gaussian": gaussian,
     "diagonal": diagonal,
     "isotropic": isotropic,
-    "along_u": along_u,
-    "without_u": without_u,
+    "along_u": along,
+    "without_u": without,
+    "along_top": along,
+    "without_top": without,
 }
-USES_BATCH = {"sgd", "along_u", "without_u"}
-USES_U = {"along_u", "without_u"}
+USES_TOP = {"along_top", "without_top"}
+USES_U = {"along_u", "without_u"} | USES_TOP
+USES_BATCH = {"sgd"} | USES_U
+
+
+def directions(noise: str, top: int) -> int:
+    """Return how many eigenvectors a noise model projects on.
+
+    Args:
+        noise: Its name.
+        top: How many ``along_top`` and ``without_top`` take.
+    """
+    return top if noise in USES_TOP else int(noise in USES_U)

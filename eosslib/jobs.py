@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from eosslib import __version__, datasets, runs
-from eosslib.config import Group, RunConfig
+from eosslib.config import Group, RunConfig, defaults
 from eosslib.curvature import DEFAULT_MEMORY
 from eosslib.errors import Interrupted, RunFileError
 from eosslib.training import State, Trainer
@@ -188,7 +188,7 @@ def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> None:
         return
     try:
         stored = torch.load(path, map_location=trainer.device, weights_only=True)
-        if stored["configs"] != _key(configs):
+        if [{**defaults(), **config} for config in stored["configs"]] != _key(configs):
             log.warning("%s is of other settings and is not used", path)
             return
         trainer.state = State(**stored["state"])

@@ -44,6 +44,8 @@ NOISE_LABELS = {
     "isotropic": "GD + isotropic",
     "along_u": "GD + noise along u",
     "without_u": "GD + noise without u",
+    "along_top": "GD + noise along the top",
+    "without_top": "GD + noise without the top",
 }
 NOISE_ORDER = list(NOISE_LABELS)
 MODEL_MARKERS = dict(zip(MODEL_LABELS, "os^^DDos", strict=True))

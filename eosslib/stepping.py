@@ -56,7 +56,8 @@ class Stepper:
         device = theta.device
         keys = torch.tensor([seed_of("noise", seed) for seed in seeds], device=device)
         self._step = torch.zeros((), dtype=torch.int64, device=device)
-        self._u = torch.zeros_like(theta) if config.noise in dynamics.USES_U else None
+        count = dynamics.directions(config.noise, config.noise_directions)
+        self._u = theta.new_zeros(len(theta), count, theta.shape[1]) if count else None
         self._context = dynamics.StepContext(objective, x, y, parts, noise_factor, keys, self._step, self._u)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor | None]] = {}
 
@@ -66,10 +67,10 @@ class Stepper:
         Args:
             start: First step.
             stop: One past the last step.
-            u: Top eigenvectors (R, P), for the projected noise.
+            u: Top eigenvectors (R, k, P), as many as the projected noise takes, or more.
         """
         if self._u is not None:
-            self._u.copy_(u)
+            self._u.copy_(u[:, : self._u.shape[1]])
         self._step.fill_(start)
         indices = self.draw(start, stop) if self._uses_batch else None
         if self.theta.device.type != "cuda":

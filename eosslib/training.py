@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 DIVERGED = 1e3  # a run whose loss exceeds this many times its initial loss has diverged
 REFRESH_TOL = 1e-2  # relative residual at which a refresh of u stops
-# Eigenvectors tracked where u is used: noise along u makes λ₁ and λ₂ cross, and a solver warm-started with u alone stays with it.
+# Eigenvectors tracked at least where u is used: noise along u makes λ₁ and λ₂ cross, and a solver that starts from u alone stays.
 TRACKED = 3
 
 Row = dict[str, float]
@@ -135,9 +135,11 @@ class Trainer:
         start = torch.stack(starts).to(self.device)
         kept = theta.new_zeros(len(configs), updates.buffers(config), theta.shape[1])
         self.state = State(-1, [c.seed for c in configs], theta, kept, start, {c.seed: [] for c in configs})
-        tracked = max(config.eig_k, min(TRACKED, theta.shape[1])) if config.noise in dynamics.USES_U else config.eig_k
+        tracked, used = config.eig_k, dynamics.directions(config.noise, config.noise_directions)
+        if used:
+            tracked = max(tracked, min(max(TRACKED, used), theta.shape[1]))
         self.observer = Observer(config, self.objective, data, tracked, memory)
-        for key in ("eig_k", "window_k"):
+        for key in ("eig_k", "window_k", "noise_directions"):
             if getattr(config, key) > theta.shape[1]:
                 raise ConfigError(f"{key} {getattr(config, key)} is above the {theta.shape[1]} parameters of the network")
         self._stepper: Stepper | None = None
@@ -184,7 +186,7 @@ class Trainer:
                 self._window = self._window or windows.Window(state.theta, self.config.window)
                 self._window.add(state.theta)
             until = min(stop, (state.step // every + 1) * every, self._next_window(state.step))
-            stepper.advance(state.step, until, vectors[:, 0])
+            stepper.advance(state.step, until, vectors)
             state.step = until
             if until < stop and uses_u and until % every == 0:
                 vectors = self.refresh(vectors)

@@ -48,6 +48,12 @@ def test_the_schema_lists_just_what_the_code_offers() -> None:
     assert validation.schema()["$defs"]["noise"]["enum"] == list(dynamics.DIRECTIONS)
 
 
+def test_the_number_of_noise_directions_is_a_setting_only_of_the_runs_that_use_it(write_preset: Writer) -> None:
+    runs = {"one": {"noise": ["gaussian", "along_u", "along_top", "without_top"], "noise_directions": 3}}
+    preset = load_preset(write_preset(runs=runs, notebooks={"n": ["one"]}))
+    assert [group.runs[0].noise_directions for group in preset.groups.values()] == [1, 1, 3, 3]
+
+
 def test_a_preset_is_its_groups_for_all_seeds(write_preset: Writer) -> None:
     runs = {"one": {"batch_size": [8, "full"], "noise": ["sgd", "gaussian"]}, "two": {"lr": 0.2}}
     preset = load_preset(write_preset(seeds=[4, 2], runs=runs, notebooks={"n": ["one"], "m": ["two", "one"]}, description="d"))

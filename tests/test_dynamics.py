@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import Problem, all_batches, problem, top_vector
+from oracles import Problem, all_batches, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eosslib import curvature, dynamics, losses, models
@@ -29,10 +29,18 @@ def small(model: str = "fc-tanh") -> Problem:
     return problem(model, n=N, shape=(1, 2, 2), width=3, depth=1, outputs=2, seed=1)
 
 
-def context(p: Problem, stack: int, examples: int = N) -> dynamics.StepContext:
+TOP = 2  # directions of along_top and without_top
+
+
+def context(p: Problem, stack: int, examples: int = N, name: str = "along_u") -> dynamics.StepContext:
     parts = [slice(i, min(i + examples, p.n)) for i in range(0, p.n, examples)]
-    u = top_vector(p.hessian()).expand(stack, -1)
+    u = top(p, name).expand(stack, -1, -1)
     return dynamics.StepContext(p.objective, p.x, p.y, parts, finite_population(N, B), keys(stack), 0, u)
+
+
+def top(p: Problem, name: str) -> torch.Tensor:
+    """Eigenvectors of the largest eigenvalues, as many as a noise model takes: (k, P)."""
+    return torch.linalg.eigh(p.hessian()).eigenvectors.T.flip(0)[: dynamics.directions(name, TOP)]
 
 
 def keys(stack: int) -> torch.Tensor:
@@ -43,7 +51,7 @@ def directions(p: Problem, name: str, batches: torch.Tensor) -> torch.Tensor:
     """One direction a mini-batch, stacked: (R, P)."""
     network = p.objective.network
     theta = p.theta.expand(len(batches), -1).contiguous()
-    return network.flatten(dynamics.DIRECTIONS[name](context(p, len(batches)), network.views(theta), batches)).detach()
+    return network.flatten(dynamics.DIRECTIONS[name](context(p, len(batches), name=name), network.views(theta), batches)).detach()
 
 
 def draws(p: Problem, name: str, count: int, stack: int = 400) -> torch.Tensor:
@@ -59,8 +67,8 @@ def draws(p: Problem, name: str, count: int, stack: int = 400) -> torch.Tensor:
 
 def expected_covariance(p: Problem, name: str) -> torch.Tensor:
     sigma, identity = p.covariance(), torch.eye(p.theta.shape[1], dtype=torch.float64)
-    u = top_vector(p.hessian())
-    along = torch.outer(u, u)
+    u = top(p, name)
+    along = u.T @ u
     return (
         C
         * {
@@ -70,12 +78,12 @@ def expected_covariance(p: Problem, name: str) -> torch.Tensor:
             "isotropic": sigma.trace() / len(sigma) * identity,
             "along_u": along @ sigma @ along,
             "without_u": (identity - along) @ sigma @ (identity - along),
-        }[name]
+        }[name.replace("_top", "_u")]
     )
 
 
 @pytest.mark.parametrize("model", models.WRITTEN_OUT)
-@pytest.mark.parametrize("name", ["sgd", "along_u", "without_u"])
+@pytest.mark.parametrize("name", ["sgd", "along_u", "without_u", "along_top", "without_top"])
 def test_mini_batch_noise_over_all_batches_has_the_mean_and_covariance_of_the_closed_form(name: str, model: str) -> None:
     p = small(model)
     rows = directions(p, name, torch.tensor(all_batches(N, B)))
@@ -116,13 +124,14 @@ def test_directional_diagonal_and_isotropic_noise_have_the_same_total_variance(m
         assert abs(float(squares.mean()) - total) < 4.5 * float(squares.std()) / count**0.5
 
 
-def test_the_projected_parts_add_up_to_the_mini_batch_noise() -> None:
+@pytest.mark.parametrize("which", ["u", "top"])
+def test_the_projected_parts_add_up_to_the_mini_batch_noise(which: str) -> None:
     p, batches = small("cnn"), torch.tensor(all_batches(N, B))
-    parts = {name: directions(p, name, batches) for name in ("sgd", "along_u", "without_u")}
+    inside, outside, whole = (directions(p, name, batches) for name in (f"along_{which}", f"without_{which}", "sgd"))
     g = p.example_gradients().mean(0)
-    torch.testing.assert_close(parts["along_u"] + parts["without_u"] - g, parts["sgd"], rtol=1e-9, atol=1e-13)
-    u = top_vector(p.hessian())
-    torch.testing.assert_close((parts["without_u"] - g) @ u, torch.zeros(len(batches), dtype=torch.float64), rtol=0, atol=1e-13)
+    torch.testing.assert_close(inside + outside - g, whole, rtol=1e-9, atol=1e-13)
+    left = (outside - g) @ top(p, f"along_{which}").T
+    torch.testing.assert_close(left, torch.zeros_like(left), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("examples", [N, 3])
@@ -205,7 +214,8 @@ def test_per_example_gradients_of_a_convolution_are_formed_a_chunk_at_a_time(nam
 
 
 def test_the_names_that_use_a_batch_or_an_eigenvector_are_directions() -> None:
-    assert dynamics.USES_U <= dynamics.USES_BATCH <= set(dynamics.DIRECTIONS)
+    assert dynamics.USES_TOP <= dynamics.USES_U <= dynamics.USES_BATCH <= set(dynamics.DIRECTIONS)
+    assert [dynamics.directions(name, 7) for name in ("sgd", "gaussian", "along_u", "without_u", "along_top")] == [0, 0, 1, 1, 7]
     assert set(SYNTHETIC) == set(dynamics.DIRECTIONS) - dynamics.USES_BATCH
 
 

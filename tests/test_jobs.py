@@ -198,6 +198,18 @@ def test_a_checkpoint_of_other_settings_is_not_used(
     assert f"{checkpoint} is of other settings and is not used" in caplog.text
 
 
+def test_a_checkpoint_from_before_a_setting_was_added_is_used(
+    group: Group, tmp_path: Path, checkpoint: Path, reference: list[Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = torch.load(checkpoint, weights_only=True)
+    for config in stored["configs"]:
+        assert config.pop("noise_directions") == 1, "the default, or it would be another setting"
+    torch.save(stored, checkpoint)
+    caplog.set_level(logging.INFO)
+    assert_identical(load_all(train_group(group, Options(tmp_path))), reference)
+    assert "going on from step" in caplog.text
+
+
 def test_force_does_not_go_on_from_a_checkpoint(
     group: Group, tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
