@@ -31,23 +31,24 @@ def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] 
 
     Returns:
         The run's settings with ``sharpness``, ``noise_variance`` and ``more``, each with its standard error in time ``_se``: of
-        five successive block means of the plateau, whose fluctuations may be taken as independent (NaN below ten values);
+        five successive block means of the plateau, whose fluctuations may be taken as independent (NaN below ten values; of a
+        column of ``more`` that is called so, the mean);
         ``measurements``, how many sharpnesses were averaged; and ``drift``, the mean sharpness of the plateau's second half
         minus that of its first, whose own error is twice ``sharpness_se`` (which a drift inflates). A run that diverged has no
         plateau: NaN.
     """
     end = frame["steps"].clip(upper=until) if until else frame["steps"]
-    columns = ["sharpness", "noise_variance", *more]
+    columns = list(dict.fromkeys(["sharpness", "noise_variance", *more]))
+    errors = {f"{column}_se": (column, _block_error) for column in columns}
     window = frame[(frame.step > (1 - PLATEAU) * end) & (frame.step <= end)]
     table = window.groupby(RUN_KEYS, as_index=False).agg(
         drift=("sharpness", _drift),
         measurements=("sharpness", "count"),
-        **{column: (column, "mean") for column in columns},
-        **{f"{column}_se": (column, _block_error) for column in columns},
+        **(errors | {column: (column, "mean") for column in columns}),
     )
     runs = frame[[*RUN_KEYS, "diverged"]].drop_duplicates()
     table = runs.merge(table, on=RUN_KEYS, how="left")
-    table.loc[table.diverged, ["drift", *columns, *(f"{column}_se" for column in columns)]] = np.nan
+    table.loc[table.diverged, ["drift", *columns, *errors]] = np.nan
     return table
 
 

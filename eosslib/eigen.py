@@ -75,17 +75,17 @@ def top_eigenpairs(
         k: Number of eigenpairs.
         tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁|.
         max_products: Give up after so many products (``converged`` is then False).
-        max_basis: Restart from the best Ritz vectors when the basis has so many vectors.
+        max_basis: Restart from the best Ritz vectors when the basis has so many vectors (more, if a solve starts from more).
         nearby: How many further Ritz vectors to return, at most; ``CLOSE`` says which. Where eigenvalues lie close together, as
             they do at the edge of stability, a solve that starts from all of them takes two thirds of the products and rarely
-            misses the one that has come to the top.
+            misses the one that has come to the top; but never fewer products than it has start vectors.
 
     Returns:
         Eigenpairs; their values have the operator's units.
 
     Raises:
-        ValueError: ``k`` exceeds the dimension, an operator has no start vector, one is not finite, or ``max_products`` are
-            fewer than a solve begins with.
+        ValueError: ``k`` exceeds the dimension, an operator has no start vector, one is not finite or follows a zero, or
+            ``max_products`` are fewer than a solve begins with.
 
     Example:
         >>> diagonal = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)
@@ -96,16 +96,19 @@ def top_eigenpairs(
     stack, given, size = start.shape
     if not 1 <= k <= size:
         raise ValueError(f"k = {k} eigenpairs of an operator of size {size}")
-    counts = (start.norm(dim=2) != 0).sum(1)  # of each one's start vectors
-    fewest = int(counts.min()) if stack else given
+    present = start.norm(dim=2) != 0
+    counts = present.sum(1)  # of each one's start vectors
+    fewest, most = (int(counts.min()), int(counts.max())) if stack else (given, given)
     if not torch.isfinite(start).all() or not fewest:
         raise ValueError("start vectors must be finite and not zero")
-    max_basis = min(max(max_basis, given, k + 2), size)
+    if not torch.equal(present, torch.arange(given, device=start.device) < counts[:, None]):
+        raise ValueError("a start vector follows one that is zero")
+    max_basis = min(max(max_basis, most, k + 2 + nearby), size)
     tiny = torch.finfo(start.dtype).tiny
     found: Eigenpairs | None = None
     basis, images = _Rows(start.new_empty(stack, 0, size), max_basis), _Rows(start.new_empty(stack, 0, 0), max_basis)
     small = start.new_empty(stack, 0, 0)  # the operator on the basis
-    following = start[:, 0]
+    following, close = start[:, 0], start.new_zeros(stack, nearby, size)
     for product in range(1, max_products + 1):
         vector = _orthonormal(basis.all, following)
         basis.append(vector)
@@ -125,11 +128,12 @@ def top_eigenpairs(
             if basis.count == size:
                 done = torch.ones_like(done)
             done = (done | ~torch.isfinite(values[:, 0])) & ~waiting  # a broken one counts as done
-            close = start.new_zeros(stack, nearby, size) if found is None else found.nearby
-            if nearby and bool(done.any()):
-                close = _nearby(basis.all, values, rotation, k, nearby)
+            ended = done if product < max_products else torch.ones_like(done)
+            ended = ended if found is None else ended & ~found.converged  # just now
+            if nearby and bool(ended.any()):
+                close = torch.where(ended[:, None, None], _nearby(basis.all, values, rotation, k, nearby), close)
             count = torch.full_like(done, product, dtype=torch.int64)
-            current = Eigenpairs(values[:, :k], vectors, relative, count, done, mapped[:, :, size:], close)
+            current = Eigenpairs(values[:, :k], vectors, relative, count, done, mapped[:, :, size:], close[:, :0])
             found = current if found is None else Eigenpairs.where(found.converged, found, current)
             if bool(found.converged.all()):
                 break
@@ -143,8 +147,8 @@ def top_eigenpairs(
         if product < given:
             following = torch.where((counts > product)[:, None], start[:, product], following)
     if found is None:
-        raise ValueError(f"{max_products} products are fewer than the {max(given, k)} that a solve begins with")
-    return replace(found, converged=found.converged & torch.isfinite(found.values).all(1))
+        raise ValueError(f"{max_products} products are fewer than the {max(fewest, k)} that a solve begins with")
+    return replace(found, converged=found.converged & torch.isfinite(found.values).all(1), nearby=close)
 
 
 class _Rows:

@@ -44,8 +44,8 @@ NOISE_LABELS = {
     "isotropic": "GD + isotropic",
     "along_u": "GD + noise along u",
     "without_u": "GD + noise without u",
-    "along_top": "GD + noise along the top",
-    "without_top": "GD + noise without the top",
+    "along_top": "GD + noise along the top k",
+    "without_top": "GD + noise without the top k",
 }
 NOISE_ORDER = list(NOISE_LABELS)
 MODEL_MARKERS = dict(zip(MODEL_LABELS, "os^^DDos", strict=True))
@@ -192,7 +192,7 @@ def _line(ax: Axes, part: pd.DataFrame, **style: Any) -> None:
 
 
 def noise_bars(ax: Axes, summary: pd.DataFrame) -> None:
-    """Draw the gap of every noise model with its standard error over seeds.
+    """Draw the gap of every noise model with its standard error.
 
     Args:
         ax: Where to draw.

@@ -70,7 +70,9 @@ class Stepper:
             u: Top eigenvectors (R, k, P), as many as the projected noise takes, or more.
         """
         if self._u is not None:
-            self._u.copy_(u[:, : self._u.shape[1]])
+            count = self._u.shape[1]
+            assert u.shape[1] >= count  # one vector would be copied into every place
+            self._u.copy_(u[:, :count])
         self._step.fill_(start)
         indices = self.draw(start, stop) if self._uses_batch else None
         if self.theta.device.type != "cuda":

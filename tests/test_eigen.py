@@ -256,6 +256,25 @@ def test_operators_with_different_numbers_of_start_vectors_do_not_depend_on_each
             torch.testing.assert_close(together.nearby[row].abs(), alone.nearby[0].abs(), rtol=0, atol=1e-6)
 
 
+def test_what_is_close_at_the_end_of_a_solve_that_gives_up_does_not_depend_on_the_stack_either() -> None:
+    slow, quick = matrix([5.0 - 0.02 * i for i in range(60)]), matrix([9.0, 8.0, *[0.1] * 58], seed=1)
+    options = {"tol": 1e-8, "max_products": 12, "nearby": 3}
+    starts = start(60, stack=2)
+    together, alone = top_eigenpairs(stacked(slow, quick), starts, **options), top_eigenpairs(stacked(slow), starts[:1], **options)
+    assert together.converged.tolist() == [False, True]
+    assert alone.nearby[0].norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+    torch.testing.assert_close(together.nearby[0].abs(), alone.nearby[0].abs(), rtol=0, atol=1e-8)
+
+
+def test_zeros_beside_many_start_vectors_change_nothing() -> None:
+    """Also where a basis is full and restarted: when it is does not depend on the places that others of the stack need."""
+    a, vectors = matrix([3.0 - 0.01 * i for i in range(200)]), start(200, vectors=31)
+    padded = torch.cat([vectors, torch.zeros(1, 14, 200, dtype=torch.float64)], dim=1)
+    few, many = (top_eigenpairs(stacked(a), starts, k=30, tol=1e-3, nearby=15) for starts in (vectors, padded))
+    assert int(few.products) == int(many.products) > 60
+    assert torch.equal(few.values, many.values)
+
+
 def test_ritz_vectors_close_to_the_top_are_returned_and_no_others() -> None:
     a = matrix([10.0, 9.0, 8.5, 7.9, 1.0, *[0.1] * 55])
     pairs = top_eigenpairs(stacked(a), start(60), tol=1e-9, nearby=6)
@@ -273,6 +292,13 @@ def test_a_solve_that_starts_from_the_nearby_vectors_finds_the_one_that_has_over
     alone = top_eigenpairs(stacked(matrix(after)), pairs.vectors, tol=1e-3)
     assert float(alone.values) == pytest.approx(9.9, rel=1e-6), "or this shows nothing"
     assert float(top_eigenpairs(stacked(matrix(after)), trimmed(pairs.starts), tol=1e-3).values) == pytest.approx(10.0, rel=1e-6)
+
+
+def test_a_start_vector_after_a_zero_is_refused() -> None:
+    starts = start(60, vectors=3)
+    starts[0, 1] = 0
+    with pytest.raises(ValueError, match="a start vector follows one that is zero"):
+        top_eigenpairs(stacked(matrix(DECAYING)), starts)
 
 
 def test_fewer_products_than_start_vectors_are_refused() -> None:

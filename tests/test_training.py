@@ -13,7 +13,7 @@ import torch
 from oracles import randn
 from torch import nn
 
-from eosslib import datasets, dynamics, measurements, models, stepping
+from eosslib import datasets, dynamics, eigen, measurements, models, stepping
 from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
 from eosslib.errors import DeviceError
@@ -282,6 +282,29 @@ def test_a_warm_start_that_sits_on_a_smaller_eigenvalue_is_found_out_where_sampl
         assert ("had missed the top eigenvalue" in caplog.text) == (step == 10)
     assert state.rows[0][-1]["sharpness_check"] == pytest.approx(float(exact.values[0, 0]), rel=1e-9)
     assert float((state.vectors[0, 0] @ exact.vectors[0, 0]).abs()) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_eigenvalue_that_overtakes_is_followed_where_no_samples_are_due(tiny: Settings) -> None:
+    """Exact eigenvectors in the wrong order: the measurement starts from all that are close, so the second is seen."""
+    trainer = trainer_of(tiny(dtype="float64", steps=10, eig_tol=1e-6))
+    trainer.run()
+    state, args = trainer.state, (trainer.objective, trainer.state.theta, trainer.x, trainer.y)
+    exact = measurements.sharpness(*args, randn(1, 1, state.theta.shape[1]), k=2, tol=1e-10)
+    state.vectors, state.step = exact.vectors.flip(1), 9
+    trainer.measure()
+    assert state.rows[0][-1]["sharpness"] == pytest.approx(float(exact.values[0, 0]), rel=1e-9)
+
+
+def test_a_measurement_leaves_the_vectors_that_are_close_for_the_next(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as each run has; in a stack those with fewer have zeros in the last places."""
+    monkeypatch.setattr(eigen, "CLOSE", 0.75)  # where tiny networks differ
+    runs = [tiny(seed=seed, dtype="float64") for seed in range(6)]
+    alone = [train(run).vectors.shape[1] for run in runs]
+    assert len(set(alone)) > 1, "or this shows nothing"
+    assert max(alone) > 1
+    stacked = train(*runs)
+    assert stacked.vectors.shape[1] == max(alone)
+    assert stacked.vectors.any(2).sum(1).tolist() == alone
 
 
 # --- divergence --------------------------------------------------------------------------------------------------------------
