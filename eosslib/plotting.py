@@ -213,7 +213,7 @@ def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: o
     Args:
         ax: Where to draw.
         summary: ``batch_size``, ``mean``, ``se`` as ``analysis.over_seeds`` gives them; values that are not positive have no
-            place on a log axis and are left out (say so beside the figure).
+            place on a log axis and are left out (say so beside the figure). Where ``clear`` is there and False the mark is open.
         fit: The fit, or None.
         color: Of points, line and band.
         marker: Of the points.
@@ -225,6 +225,9 @@ def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: o
     ax.errorbar(
         shown.batch_size, shown["mean"], yerr=[lower, errors], fmt=marker, color=color, ms=4, capsize=2, lw=1, label=name or None
     )
+    if "clear" in shown:
+        lost = shown[~shown.clear]
+        ax.plot(lost.batch_size, lost["mean"], marker, color=color, mfc="white", ms=4, zorder=3)
     if fit is not None:
         x = np.geomspace(fit.x.min(), fit.x.max(), 100)
         low, high = fit.band(x)

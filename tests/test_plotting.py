@@ -73,6 +73,14 @@ def test_a_gap_that_is_not_positive_is_not_drawn_on_a_log_axis():
     assert 50 not in ax.containers[0].lines[0].get_xdata()
 
 
+def test_a_gap_that_is_not_clear_has_an_open_mark():
+    _, ax = plt.subplots()
+    summary = analysis.over_seeds(analysis.gaps(analysis.plateaus(family())), "gap", ["batch_size"])
+    plotting.power_law(ax, summary.assign(clear=summary.batch_size != 50), None, color="C0")
+    marks = ax.get_lines()[-1]
+    assert (marks.get_xdata().tolist(), marks.get_markerfacecolor()) == ([50], "white")
+
+
 def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
     fig, ax = plt.subplots()
     ax.plot([1, 2])
