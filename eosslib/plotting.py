@@ -220,11 +220,8 @@ def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: o
         name: In the legend.
     """
     shown = summary[summary["mean"] > 0]
-    errors = shown.se.fillna(0)
-    lower = np.minimum(errors, 0.9 * shown["mean"])  # a bar must not reach zero on a log axis
-    ax.errorbar(
-        shown.batch_size, shown["mean"], yerr=[lower, errors], fmt=marker, color=color, ms=4, capsize=2, lw=1, label=name or None
-    )
+    errors = log_errors(shown["mean"], shown.se)
+    ax.errorbar(shown.batch_size, shown["mean"], yerr=errors, fmt=marker, color=color, ms=4, capsize=2, lw=1, label=name or None)
     if "clear" in shown:
         lost = shown[~shown.clear]
         ax.plot(lost.batch_size, lost["mean"], marker, color=color, mfc="white", ms=4, zorder=3)
@@ -235,6 +232,12 @@ def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: o
         ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
     ax.set(xscale="log", yscale="log", xlabel="batch size b")
     plain_ticks(ax, sorted(summary.batch_size.unique()))
+
+
+def log_errors(mean: pd.Series, se: pd.Series) -> np.ndarray:
+    """Return error bars for a log axis (2, m), whose lower ends stay above zero; none where there is no error."""
+    errors = se.fillna(0)
+    return np.stack([np.minimum(errors, 0.9 * mean), errors])
 
 
 def plain_ticks(ax: Axes, sizes: Sequence[int], most: int = 8) -> None:
@@ -266,7 +269,7 @@ def predictions(ax: Axes, gap: pd.DataFrame, closed_form: pd.DataFrame, correcte
             x, y = measured[good], predicted[good]
             if x.empty:
                 continue
-            errors: dict[str, Any] = {"xerr": np.minimum(x.se, 0.9 * x["mean"]), "yerr": np.minimum(y.se, 0.9 * y["mean"])}
+            errors: dict[str, Any] = {"xerr": log_errors(x["mean"], x.se), "yerr": log_errors(y["mean"], y.se)}
             style: dict[str, Any] = {"color": MODEL_COLORS[model], "fmt": MODEL_MARKERS[model], "ms": 4, "lw": 0.8, "mfc": fill}
             ax.errorbar(x["mean"], y["mean"], label=f"{MODEL_LABELS[model]}, {name}", **errors, **style)
     ax.set(xscale="log", yscale="log", xlabel="measured gap ΔS", ylabel="predicted gap")

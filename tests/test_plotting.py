@@ -73,6 +73,11 @@ def test_a_gap_that_is_not_positive_is_not_drawn_on_a_log_axis():
     assert 50 not in ax.containers[0].lines[0].get_xdata()
 
 
+def test_error_bars_on_a_log_axis_end_above_zero_below_and_are_whole_above():
+    lower, upper = plotting.log_errors(pd.Series([1.0, 1.0, 1.0]), pd.Series([0.5, 30.0, np.nan]))
+    assert (lower.tolist(), upper.tolist()) == ([0.5, 0.9, 0.0], [0.5, 30.0, 0.0])
+
+
 def test_a_gap_that_is_not_clear_has_an_open_mark():
     _, ax = plt.subplots()
     summary = analysis.over_seeds(analysis.gaps(analysis.plateaus(family())), "gap", ["batch_size"])
