@@ -20,6 +20,7 @@ from eosslib.errors import ConfigError
 from eosslib.validation import check_numbers, check_settings, validate
 
 PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config"
+TOP_NOISES = {"along_top", "without_top"}  # the noise models that ``noise_directions`` is a setting of
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _variants(settings: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         ]
         static = [_number(size, settings) for size in settings["static_sizes"]]
         own = {"batch_size": batch_size, "noise": noise, "schedule": schedule, "static_sizes": static}
-        if not noise.endswith("_top"):  # beside others in a list: what does not concern a run is none of its settings
+        if noise not in TOP_NOISES:  # beside others in a list: what does not concern a run is none of its settings
             own["noise_directions"] = 1
         yield name, {**settings, **own}
 

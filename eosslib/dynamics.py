@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from eosslib import streams
+from eosslib.config import TOP_NOISES
 from eosslib.curvature import full_gradient, gradient_moments
 from eosslib.flat import Objective, Params
 
@@ -117,8 +118,7 @@ DIRECTIONS: dict[str, Direction] = {
     "along_top": along,
     "without_top": without,
 }
-USES_TOP = {"along_top", "without_top"}
-USES_U = {"along_u", "without_u"} | USES_TOP
+USES_U = {"along_u", "without_u"} | TOP_NOISES
 USES_BATCH = {"sgd"} | USES_U
 
 
@@ -129,4 +129,4 @@ def directions(noise: str, top: int) -> int:
         noise: Its name.
         top: How many ``along_top`` and ``without_top`` take.
     """
-    return top if noise in USES_TOP else int(noise in USES_U)
+    return top if noise in TOP_NOISES else int(noise in USES_U)

@@ -266,14 +266,19 @@ def sharpnesses(rows: list[Row]) -> torch.Tensor:
     return torch.tensor([row["sharpness"] for row in rows], dtype=torch.float64)
 
 
+def trained_with_its_top_pairs(run: RunConfig) -> tuple[Trainer, eigen.Eigenpairs]:
+    trainer = trainer_of(run)
+    state = trainer.run()
+    args = (trainer.objective, state.theta, trainer.x, trainer.y)
+    return trainer, measurements.sharpness(*args, randn(1, 1, state.theta.shape[1]), k=2, tol=1e-10)
+
+
 def test_a_warm_start_that_sits_on_a_smaller_eigenvalue_is_found_out_where_samples_are_due(
     tiny: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exact eigenvector of λ₂ has residual 0: a solve that starts from it never leaves it."""
-    trainer = trainer_of(tiny(dtype="float64", steps=10, sample_every=10, eig_tol=1e-6))
-    trainer.run()
-    state, args = trainer.state, (trainer.objective, trainer.state.theta, trainer.x, trainer.y)
-    exact = measurements.sharpness(*args, randn(1, 1, state.theta.shape[1]), k=2, tol=1e-10)
+    trainer, exact = trained_with_its_top_pairs(tiny(dtype="float64", steps=10, sample_every=10, eig_tol=1e-6))
+    state = trainer.state
     assert exact.values[0, 0] > 1.01 * exact.values[0, 1]
     for step, found in ((9, exact.values[0, 1]), (10, exact.values[0, 0])):
         state.vectors, state.step = exact.vectors[:, 1:2], step
@@ -286,10 +291,8 @@ def test_a_warm_start_that_sits_on_a_smaller_eigenvalue_is_found_out_where_sampl
 
 def test_an_eigenvalue_that_overtakes_is_followed_where_no_samples_are_due(tiny: Settings) -> None:
     """Exact eigenvectors in the wrong order: the measurement starts from all that are close, so the second is seen."""
-    trainer = trainer_of(tiny(dtype="float64", steps=10, eig_tol=1e-6))
-    trainer.run()
-    state, args = trainer.state, (trainer.objective, trainer.state.theta, trainer.x, trainer.y)
-    exact = measurements.sharpness(*args, randn(1, 1, state.theta.shape[1]), k=2, tol=1e-10)
+    trainer, exact = trained_with_its_top_pairs(tiny(dtype="float64", steps=10, eig_tol=1e-6))
+    state = trainer.state
     state.vectors, state.step = exact.vectors.flip(1), 9
     trainer.measure()
     assert state.rows[0][-1]["sharpness"] == pytest.approx(float(exact.values[0, 0]), rel=1e-9)
