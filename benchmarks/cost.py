@@ -285,7 +285,7 @@ def report(model: str, args: argparse.Namespace) -> str:
         where = (built.objective, built.state.theta, built.x, built.y, vectors)
         return measurements.sharpness(*where, tol=tol, nearby=eigen.NEARBY)
 
-    before = eigen.trimmed(solve(start, 1e-3).starts)
+    before = solve(start, 1e-3).starts
     built.advance(args.steps + 5)
     truth = exact(built)
     params = built.objective.network.views(built.state.theta.clone())

@@ -9,9 +9,10 @@ an operator finds out that is linear in the vector is combined along with the im
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 CLOSE = 0.8  # fraction of λ₁ from which on a Ritz vector is kept for the next solve
 NEARBY = 15  # how many are, at most; of K classes about K − 1 eigenvalues come to the edge together
@@ -29,26 +30,30 @@ class Eigenpairs:
     products: torch.Tensor  # (R,), operator products until the run's pairs had converged
     converged: torch.Tensor  # (R,), bool
     carried: torch.Tensor  # (R, k, m), what the operator appends to its images, for the eigenvectors
-    nearby: torch.Tensor  # (R, l, P), the Ritz vectors after them, unit norm; zero where their value is below CLOSE times λ₁
-
-    @property
-    def starts(self) -> torch.Tensor:
-        """Where to start the solve for a nearby operator (R, k + l, P): the eigenvectors and those that may overtake them."""
-        return torch.cat([self.vectors, self.nearby], dim=1)
+    starts: torch.Tensor  # (R, s, P), where to solve for a nearby operator from: the eigenvectors and those that may overtake
 
     @staticmethod
     def cat(parts: list[Eigenpairs]) -> Eigenpairs:
         """Join results of different operators along the stack."""
-        return Eigenpairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Eigenpairs)))
+        if len(parts) == 1:
+            return parts[0]
+        names = [f.name for f in fields(Eigenpairs) if f.name != "starts"]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return Eigenpairs(**joined, starts=padded([rows for part in parts for rows in part.starts]))
 
     @staticmethod
     def where(first: torch.Tensor, a: Eigenpairs, b: Eigenpairs) -> Eigenpairs:
         """Take a's pairs for the operators where ``first`` (R,) says so, else b's."""
+        return Eigenpairs.cat([(a if chosen else b)[i] for i, chosen in enumerate(first.tolist())])
 
-        def pick(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return torch.where(first.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+    def __getitem__(self, i: int) -> Eigenpairs:
+        """The pairs of operator i, as a stack of one."""
+        return Eigenpairs(*(getattr(self, f.name)[i : i + 1] for f in fields(Eigenpairs)))
 
-        return Eigenpairs(*(pick(getattr(a, f.name), getattr(b, f.name)) for f in fields(Eigenpairs)))
+
+def padded(starts: list[torch.Tensor]) -> torch.Tensor:
+    """Stack the start vectors (s, P) of R operators, zeros in the last places of those that have fewer: (R, most, P)."""
+    return pad_sequence(starts, batch_first=True)
 
 
 def top_eigenpairs(
@@ -71,14 +76,14 @@ def top_eigenpairs(
         operator: Maps a stack of vectors (R, P) to their images (R, P), or (R, P + m) with m further numbers that are linear in
             the vector; ``carried`` has them for the eigenvectors.
         start: Start vectors (R, s, P), s ≥ 1: random, or the ``starts`` of a nearby operator. An operator that has fewer of them
-            than others of the stack has zeros in the last places.
+            than others of the stack has zeros in the last places, as ``padded`` puts them.
         k: Number of eigenpairs.
         tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁|.
         max_products: Give up after so many products (``converged`` is then False).
         max_basis: Restart from the best Ritz vectors when the basis has so many vectors (more, if a solve starts from more).
-        nearby: How many further Ritz vectors to return, at most; ``CLOSE`` says which. Where eigenvalues lie close together, as
-            they do at the edge of stability, a solve that starts from all of them takes two thirds of the products and rarely
-            misses the one that has come to the top; but never fewer products than it has start vectors.
+        nearby: How many further Ritz vectors to return in ``starts``, at most; ``CLOSE`` says which. Where eigenvalues lie close
+            together, as they do at the edge of stability, a solve that starts from all of them takes two thirds of the products
+            and rarely misses the one that has come to the top; but never fewer products than it has start vectors.
 
     Returns:
         Eigenpairs; their values have the operator's units.
@@ -98,17 +103,17 @@ def top_eigenpairs(
         raise ValueError(f"k = {k} eigenpairs of an operator of size {size}")
     present = start.norm(dim=2) != 0
     counts = present.sum(1)  # of each one's start vectors
-    fewest, most = (int(counts.min()), int(counts.max())) if stack else (given, given)
+    fewest, most = int(counts.min()), int(counts.max())
     if not torch.isfinite(start).all() or not fewest:
         raise ValueError("start vectors must be finite and not zero")
     if not torch.equal(present, torch.arange(given, device=start.device) < counts[:, None]):
         raise ValueError("a start vector follows one that is zero")
     max_basis = min(max(max_basis, most, k + 2 + nearby), size)
     tiny = torch.finfo(start.dtype).tiny
-    found: Eigenpairs | None = None
+    found: dict[int, Eigenpairs] = {}
     basis, images = _Rows(start.new_empty(stack, 0, size), max_basis), _Rows(start.new_empty(stack, 0, 0), max_basis)
     small = start.new_empty(stack, 0, 0)  # the operator on the basis
-    following, close = start[:, 0], start.new_zeros(stack, nearby, size)
+    following = start[:, 0]
     for product in range(1, max_products + 1):
         vector = _orthonormal(basis.all, following)
         basis.append(vector)
@@ -124,18 +129,16 @@ def top_eigenpairs(
             residual = mapped[:, :, :size] - values[:, :k, None] * vectors  # (R, k, P)
             scale = values[:, :1].abs().clamp_min(tiny)
             relative = residual.norm(dim=2) / scale
-            done = (relative <= tol).all(1)
-            if basis.count == size:
-                done = torch.ones_like(done)
-            done = (done | ~torch.isfinite(values[:, 0])) & ~waiting  # a broken one counts as done
+            finite = torch.isfinite(values[:, 0])
+            done = ((relative <= tol).all(1) | (basis.count == size) | ~finite) & ~waiting
             ended = done if product < max_products else torch.ones_like(done)
-            ended = ended if found is None else ended & ~found.converged  # just now
-            if nearby and bool(ended.any()):
-                close = torch.where(ended[:, None, None], _nearby(basis.all, values, rotation, k, nearby), close)
-            count = torch.full_like(done, product, dtype=torch.int64)
-            current = Eigenpairs(values[:, :k], vectors, relative, count, done, mapped[:, :, size:], close[:, :0])
-            found = current if found is None else Eigenpairs.where(found.converged, found, current)
-            if bool(found.converged.all()):
+            for i in [i for i, now in enumerate(ended.tolist()) if now and i not in found]:
+                of, count = slice(i, i + 1), torch.tensor([product], device=start.device)
+                close = int((values[i, k : k + nearby] >= CLOSE * values[i, 0]).sum())
+                starts = torch.cat([vectors[of], rotation[of, k : k + close] @ basis.all[of]], dim=1)
+                pairs = values[of, :k], vectors[of], relative[of], count, (done & finite)[of], mapped[of, :, size:]
+                found[i] = Eigenpairs(*pairs, starts)
+            if len(found) == stack:
                 break
             # Continue with the first pair that has not converged; for k = 1 this is Lanczos.
             target = (relative > tol).to(torch.int64).argmax(1)
@@ -146,9 +149,9 @@ def top_eigenpairs(
                 small = torch.diag_embed(values[:, :keep])
         if product < given:
             following = torch.where((counts > product)[:, None], start[:, product], following)
-    if found is None:
+    if not found:
         raise ValueError(f"{max_products} products are fewer than the {max(fewest, k)} that a solve begins with")
-    return replace(found, converged=found.converged & torch.isfinite(found.values).all(1), nearby=close)
+    return Eigenpairs.cat([found[i] for i in range(stack)])
 
 
 class _Rows:
@@ -169,20 +172,6 @@ class _Rows:
             self._memory = grown
         self._memory[:, self.count] = row
         self.count += 1
-
-
-def _nearby(basis: torch.Tensor, values: torch.Tensor, rotation: torch.Tensor, k: int, most: int) -> torch.Tensor:
-    """Return the Ritz vectors after the first k whose values are close to the first, then zeros (R, most, P)."""
-    close = values[:, k : k + most] >= CLOSE * values[:, :1]
-    used = int(close.sum(1).max())
-    result = basis.new_zeros(len(basis), most, basis.shape[2])
-    result[:, :used] = torch.where(close[:, :used, None], rotation[:, k : k + used] @ basis, 0.0)
-    return result
-
-
-def trimmed(starts: torch.Tensor) -> torch.Tensor:
-    """Copy start vectors (R, s, P) without the last places that are zero for all operators."""
-    return starts[:, : int(starts.any(2).any(0).sum())].clone()
 
 
 def _rayleigh_ritz(small: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

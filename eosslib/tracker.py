@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from eosslib import measurements, optimizers, theory, windows
 from eosslib.automatic import ModuleNetwork
 from eosslib.curvature import DEFAULT_MEMORY, Hessian
-from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs, trimmed
+from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
 from eosslib.losses import Loss
@@ -229,7 +229,7 @@ class SharpnessTracker:
             hessian = Hessian(objective, theta, self._indices, self._indices, self.memory)
             start = self._random(step) if self._vectors is None else self._vectors
             pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol, nearby=NEARBY)
-            self._vectors = trimmed(pairs.starts)
+            self._vectors = pairs.starts
             u = pairs.vectors[:, 0]
             row = {
                 "step": float(step),

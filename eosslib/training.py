@@ -18,7 +18,7 @@ import torch
 from eosslib import datasets, dynamics, losses, measurements, models, predicted, updates, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
-from eosslib.eigen import trimmed
+from eosslib.eigen import padded
 from eosslib.errors import ConfigError, DeviceError
 from eosslib.flat import Objective
 from eosslib.observing import Moment, Observer
@@ -243,7 +243,7 @@ class Trainer:
         """Append a row to every run's trajectory, and take diverged runs out of the stack."""
         state = self.state
         window = self._window if state.step % max(self.config.window_every, 1) == 0 else None
-        alive, vectors = [False] * len(state.seeds), list[torch.Tensor]()
+        alive, starts = [False] * len(state.seeds), list[torch.Tensor]()
         for rows in measurements.solved_together(state.theta):
             block = list(range(len(state.seeds)))[rows]
             # One pass over the data serves loss, accuracy, sharpness and noise variance.
@@ -258,12 +258,12 @@ class Trainer:
                 for place, i in enumerate(healthy):
                     state.rows[state.seeds[i]][-1] |= {key: column[place] for key, column in values.items()}
                     alive[i] = math.isfinite(values["sharpness"][place])
-                vectors.append(pairs.starts[[alive[i] for i in healthy]])
+                starts += pairs.starts[[alive[i] for i in healthy]]
         if window is not None:
             self._window = None
         self._drop(alive)
         if state.seeds:
-            state.vectors = trimmed(torch.cat(vectors))
+            state.vectors = padded(starts)
 
     def _moment(self, members: list[int]) -> Moment:
         state = self.state

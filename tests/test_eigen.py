@@ -9,7 +9,7 @@ import scipy.sparse.linalg
 import torch
 from oracles import randn
 
-from eosslib.eigen import Eigenpairs, Operator, top_eigenpairs, trimmed
+from eosslib.eigen import Eigenpairs, Operator, padded, top_eigenpairs
 
 
 def matrix(spectrum: list[float] | torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -253,7 +253,9 @@ def test_operators_with_different_numbers_of_start_vectors_do_not_depend_on_each
         for row, (a, count) in enumerate(zip(matrices, own, strict=True)):
             alone = top_eigenpairs(stacked(a), starts[row : row + 1, :count], k=k, tol=1e-6, nearby=3)
             assert_same(together, row, alone)
-            torch.testing.assert_close(together.nearby[row].abs(), alone.nearby[0].abs(), rtol=0, atol=1e-6)
+            own_starts = alone.starts.shape[1]
+            torch.testing.assert_close(together.starts[row, :own_starts].abs(), alone.starts[0].abs(), rtol=0, atol=1e-6)
+            assert not together.starts[row, own_starts:].any()
 
 
 def test_what_is_close_at_the_end_of_a_solve_that_gives_up_does_not_depend_on_the_stack_either() -> None:
@@ -262,8 +264,8 @@ def test_what_is_close_at_the_end_of_a_solve_that_gives_up_does_not_depend_on_th
     starts = start(60, stack=2)
     together, alone = top_eigenpairs(stacked(slow, quick), starts, **options), top_eigenpairs(stacked(slow), starts[:1], **options)
     assert together.converged.tolist() == [False, True]
-    assert alone.nearby[0].norm(dim=1).tolist() == pytest.approx([1, 1, 1])
-    torch.testing.assert_close(together.nearby[0].abs(), alone.nearby[0].abs(), rtol=0, atol=1e-8)
+    assert alone.starts[0].norm(dim=1).tolist() == pytest.approx([1, 1, 1, 1])
+    torch.testing.assert_close(together.starts[0].abs(), alone.starts[0].abs(), rtol=0, atol=1e-8)
 
 
 def test_zeros_beside_many_start_vectors_change_nothing() -> None:
@@ -278,11 +280,23 @@ def test_zeros_beside_many_start_vectors_change_nothing() -> None:
 def test_ritz_vectors_close_to_the_top_are_returned_and_no_others() -> None:
     a = matrix([10.0, 9.0, 8.5, 7.9, 1.0, *[0.1] * 55])
     pairs = top_eigenpairs(stacked(a), start(60), tol=1e-9, nearby=6)
-    vectors = pairs.nearby[0]
-    assert vectors.norm(dim=1).tolist() == pytest.approx([1, 1, 0, 0, 0, 0], abs=1e-9), "7.9 is below 0.8 of 10"
-    torch.testing.assert_close((vectors @ a * vectors).sum(1)[:2], torch.tensor([9.0, 8.5], dtype=torch.float64), rtol=1e-6, atol=0)
-    assert pairs.starts.shape == (1, 7, 60)
-    assert trimmed(pairs.starts).shape == (1, 3, 60)
+    assert pairs.starts.shape == (1, 3, 60), "7.9 is below 0.8 of 10"
+    assert torch.equal(pairs.starts[:, :1], pairs.vectors)
+    vectors = pairs.starts[0]
+    expected = torch.tensor([10.0, 9.0, 8.5], dtype=torch.float64)
+    torch.testing.assert_close((vectors @ a * vectors).sum(1), expected, rtol=1e-6, atol=0)
+    assert top_eigenpairs(stacked(a), start(60), tol=1e-9, nearby=1).starts.shape == (1, 2, 60)
+
+
+def test_results_of_different_operators_are_joined_and_chosen_from_with_zeros_for_missing_start_vectors() -> None:
+    one, two = (top_eigenpairs(stacked(matrix([10.0, *top, *DECAYING[:20]])), start(22), nearby=6) for top in ([9.0], [1.0]))
+    together = Eigenpairs.cat([two, one])
+    assert together.values[:, 0].tolist() == [*two.values[:, 0].tolist(), *one.values[:, 0].tolist()]
+    chosen = Eigenpairs.where(torch.tensor([False, True]), together, Eigenpairs.cat([one, two]))
+    assert chosen.values[:, 0].tolist() == [one.values.item()] * 2
+    assert torch.equal(together.starts, padded([two.starts[0], one.starts[0]]))
+    assert together.starts.norm(dim=2).tolist() == [pytest.approx([1, 0]), pytest.approx([1, 1])]
+    assert torch.equal(chosen.starts, torch.cat([one.starts, one.starts]))
 
 
 def test_a_solve_that_starts_from_the_nearby_vectors_finds_the_one_that_has_overtaken_the_top() -> None:
@@ -291,7 +305,7 @@ def test_a_solve_that_starts_from_the_nearby_vectors_finds_the_one_that_has_over
     pairs = top_eigenpairs(stacked(matrix(before)), start(60), tol=1e-6, nearby=4)
     alone = top_eigenpairs(stacked(matrix(after)), pairs.vectors, tol=1e-3)
     assert float(alone.values) == pytest.approx(9.9, rel=1e-6), "or this shows nothing"
-    assert float(top_eigenpairs(stacked(matrix(after)), trimmed(pairs.starts), tol=1e-3).values) == pytest.approx(10.0, rel=1e-6)
+    assert float(top_eigenpairs(stacked(matrix(after)), pairs.starts, tol=1e-3).values) == pytest.approx(10.0, rel=1e-6)
 
 
 def test_a_start_vector_after_a_zero_is_refused() -> None:
