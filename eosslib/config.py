@@ -20,7 +20,7 @@ from eosslib.errors import ConfigError
 from eosslib.validation import check_numbers, check_settings, validate
 
 PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config"
-TOP_NOISES = {"along_top", "without_top"}  # the noise models that ``noise_directions`` is a setting of
+TOP_NOISES = ("along_top", "without_top")  # the noise models that ``noise_directions`` is a setting of
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ DIRECTIONS: dict[str, Direction] = {
     "along_top": along,
     "without_top": without,
 }
-USES_U = {"along_u", "without_u"} | TOP_NOISES
+USES_U = {"along_u", "without_u", *TOP_NOISES}
 USES_BATCH = {"sgd"} | USES_U
 
 

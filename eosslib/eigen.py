@@ -30,7 +30,7 @@ class Eigenpairs:
     products: torch.Tensor  # (R,), operator products until the run's pairs had converged
     converged: torch.Tensor  # (R,), bool
     carried: torch.Tensor  # (R, k, m), what the operator appends to its images, for the eigenvectors
-    starts: torch.Tensor  # (R, s, P), where to solve for a nearby operator from: the eigenvectors and those that may overtake
+    starts: torch.Tensor  # (R, s, P), where to solve for a nearby operator from: the eigenvectors, those that may overtake, zeros
 
     @staticmethod
     def cat(parts: list[Eigenpairs]) -> Eigenpairs:
@@ -44,10 +44,10 @@ class Eigenpairs:
     @staticmethod
     def where(first: torch.Tensor, a: Eigenpairs, b: Eigenpairs) -> Eigenpairs:
         """Take a's pairs for the operators where ``first`` (R,) says so, else b's."""
-        return Eigenpairs.cat([(a if chosen else b)[i] for i, chosen in enumerate(first.tolist())])
+        return Eigenpairs.cat([(a if chosen else b).of(i) for i, chosen in enumerate(first.tolist())])
 
-    def __getitem__(self, i: int) -> Eigenpairs:
-        """The pairs of operator i, as a stack of one."""
+    def of(self, i: int) -> Eigenpairs:
+        """Return the pairs of operator i, as a stack of one."""
         return Eigenpairs(*(getattr(self, f.name)[i : i + 1] for f in fields(Eigenpairs)))
 
 
@@ -69,7 +69,7 @@ def top_eigenpairs(
     """Find the k algebraically largest eigenvalues of each operator in a stack, with their eigenvectors.
 
     Costs one operator product an iteration, plus O(m P) for a basis of m vectors. An operator that has converged keeps its
-    result while the others go on, so what it returns does not depend on the stack. Eigenvalues of exact multiplicity are
+    result while the others go on, so what it finds does not depend on the stack. Eigenvalues of exact multiplicity are
     found once each. An operator that returns values that are not finite gets NaN and ``converged`` False.
 
     Args:
@@ -89,8 +89,8 @@ def top_eigenpairs(
         Eigenpairs; their values have the operator's units.
 
     Raises:
-        ValueError: ``k`` exceeds the dimension, an operator has no start vector, one is not finite or follows a zero, or
-            ``max_products`` are fewer than a solve begins with.
+        ValueError: The stack is empty, ``k`` exceeds the dimension, an operator has no start vector, one is not finite or follows
+            a zero, or ``max_products`` are fewer than a solve begins with.
 
     Example:
         >>> diagonal = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)
@@ -103,6 +103,8 @@ def top_eigenpairs(
         raise ValueError(f"k = {k} eigenpairs of an operator of size {size}")
     present = start.norm(dim=2) != 0
     counts = present.sum(1)  # of each one's start vectors
+    if not stack:
+        raise ValueError("an empty stack has no eigenpairs")
     fewest, most = int(counts.min()), int(counts.max())
     if not torch.isfinite(start).all() or not fewest:
         raise ValueError("start vectors must be finite and not zero")
@@ -136,8 +138,8 @@ def top_eigenpairs(
                 of, count = slice(i, i + 1), torch.tensor([product], device=start.device)
                 close = int((values[i, k : k + nearby] >= CLOSE * values[i, 0]).sum())
                 starts = torch.cat([vectors[of], rotation[of, k : k + close] @ basis.all[of]], dim=1)
-                pairs = values[of, :k], vectors[of], relative[of], count, (done & finite)[of], mapped[of, :, size:]
-                found[i] = Eigenpairs(*pairs, starts)
+                carried = mapped[of, :, size:].clone()  # a view would keep the others' vectors alive
+                found[i] = Eigenpairs(values[of, :k], starts[:, :k], relative[of], count, (done & finite)[of], carried, starts)
             if len(found) == stack:
                 break
             # Continue with the first pair that has not converged; for k = 1 this is Lanczos.

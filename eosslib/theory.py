@@ -85,7 +85,7 @@ def predicted_gap(lr: Number, alpha: Number, beta: Number, noise_variance: Numbe
 
 
 def gap_of_displacement(lr: Number, noise_variance: Number, mean_square: Number, momentum: Any = 0.0) -> Number:
-    """ΔS = ησ_u²/(2E[x²](1 − μ)): stationarity of x² alone, half of the way to the closed form; needs neither α nor β."""
+    """ΔS = ησ_u²/(2(1 − μ)E[x²]): stationarity of x² alone, half of the way to the closed form; needs neither α nor β."""
     return lr / (1.0 - momentum) * noise_variance / (2.0 * mean_square)
 
 

@@ -223,6 +223,7 @@ def test_the_closed_form_comes_from_the_plateaus_averages():
     edge = 0.125 * (1 + 100 / 900)  # ten batches an epoch
     for column in ("reshuffled", "from_displacement", "top_1", "top_2"):
         assert sgd[column] * (1 - LR * sgd[column] / 2) == pytest.approx(edge), column
+    assert sgd.noise_displacement == pytest.approx(LR * NOISE / (19 * (2 - LR * 19)))
     assert sgd.alpha_se == pytest.approx(ALPHA * np.std([0.5, 1.5] * 5, ddof=1) / 10**0.5)
     assert table.loc[1000].gap == 0
     assert table.loc[1000].closed_form == 0
@@ -235,6 +236,19 @@ def test_what_other_directions_carry_is_taken_from_the_first():
     edge = 2 * 0.125  # two batches an epoch
     assert sgd.top_1 * (1 - LR * sgd.top_1 / 2) == pytest.approx(edge)  # E[x²] = 2α/β
     assert sgd.top_2 * (1 - LR * sgd.top_2 / 2) == pytest.approx(2 * edge)  # half of it
+    measured = sgd.from_displacement
+    assert measured * (1 - LR * measured / 2) == pytest.approx(2 * edge)  # E[x²] = 2e-5, half of it too
+
+
+def test_momentum_enters_every_prediction():
+    """E[x²] = ησ²(1 + μ)/((1 − μ)S(2 + 2μ − ηS)), so near the threshold ΔS = ηβσ²/(4(1 − μ)α); beyond it 1 − ηΔS/(2 + 2μ)."""
+    frame = pd.concat([windowed(1000, 4e-5, 0.0, full=True), windowed(500, 4e-5, 0.0)], ignore_index=True).assign(momentum=0.5)
+    sgd = analysis.closed_form(frame).set_index("batch_size").loc[500]
+    assert sgd.closed_form == pytest.approx(0.25)
+    assert sgd.noise_displacement == pytest.approx(LR * NOISE * 1.5 / (0.5 * 19 * (3 - LR * 19)))
+    assert sgd.finite * (1 - LR * sgd.finite / 3) == pytest.approx(0.25)
+    for column in ("reshuffled", "from_displacement", "top_1", "top_2"):
+        assert sgd[column] * (1 - LR * sgd[column] / 3) == pytest.approx(0.5), column
 
 
 def around_a_change(seed: int, *, end: float = 12.0, sampled: int = 500) -> pd.DataFrame:

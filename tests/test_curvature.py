@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from oracles import EVERY, Problem, problem, randn
@@ -23,8 +25,8 @@ def example_bytes(p: Problem) -> int:
 CHUNKINGS = {
     "one chunk": (100, 100, 1),
     "three chunks, all kept": (100, 4, 3),
-    "three chunks, some kept": (4, 4, 3),
-    "chunks of two": (2, 2, 6),
+    "three chunks, cut by the budget": (4, 4, 3),
+    "six chunks, some kept": (2, 2, 6),
     "nothing fits": (0, 1, 12),
 }
 
@@ -40,13 +42,23 @@ def test_hessian_product_is_the_dense_one_however_the_examples_are_cut(
     monkeypatch.setattr(curvature, "CPU_CHUNK", chunk * example_bytes(p) // curvature.GRAPH_FACTOR)
     made: list[int] = []
     linearize = Objective.linearize
-    monkeypatch.setattr(Objective, "linearize", lambda *args: made.append(1) or linearize(*args))
+
+    def counted(*args: object) -> object:
+        found = linearize(*args)
+        made.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(Objective, "linearize", counted)
     v = randn(*p.theta.shape)
-    hessian = Hessian(p.objective, p.theta, p.x, p.y, fit * example_bytes(p))
+    memory = fit * example_bytes(p)
+    hessian = Hessian(p.objective, p.theta, p.x, p.y, memory)
     assert len(made) == passes * len(blocks)
+    expected = sum(held <= memory for held in itertools.accumulate(made))
     kept = sum(linearization is not None for _, _, linearization in hessian._passes)
     product = hessian(v)
     assert len(made) == (2 * passes * len(blocks)) - kept
+    assert kept == expected
+    assert fit != 2 or 0 < kept < passes * len(blocks)
     assert kept == {0: 0, 100: passes * len(blocks)}.get(fit, kept)
     for row in range(2):
         torch.testing.assert_close(product[row], p.hessian(row) @ v[row], rtol=1e-10, atol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import urllib.error
+from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -60,23 +61,37 @@ def test_an_unknown_data_set_is_refused_by_name() -> None:
 # --- text ----------------------------------------------------------------------------------------------------------------------
 
 
+def written(data: datasets.Dataset) -> tuple[list[str], list[str]]:
+    """Training and test examples of text, each with the character that follows."""
+    found = []
+    for x, y in ((data.x, data.y), (data.x_test, data.y_test)):
+        codes = torch.cat([x.flatten(1).long(), y.argmax(1, keepdim=True)], dim=1)
+        found.append(["".join(datasets.ALPHABET[code] for code in row) for row in codes.tolist()])
+    return found[0], found[1]
+
+
+def manual() -> str:
+    text = " ".join(topics[key] for key in sorted(topics)).lower()
+    return " ".join("".join(symbol if symbol in string.ascii_lowercase else " " for symbol in text).split())
+
+
 def test_an_example_of_text_is_sixteen_characters_and_the_one_that_follows() -> None:
     data = datasets.load("topics", 300)
     assert (data.shape, data.y.shape, data.x_test.shape) == ((1, 1, 16), (300, 27), (500, 1, 1, 16))
-    text = " ".join(topics[key] for key in sorted(topics)).lower()
-    words = " ".join("".join(symbol if symbol in string.ascii_lowercase else " " for symbol in text).split())
-    for x, y in ((data.x, data.y), (data.x_test, data.y_test)):
-        found = ["".join(datasets.ALPHABET[int(code)] for code in [*row.flatten(), y[i].argmax()]) for i, row in enumerate(x)]
-        assert all(example in words for example in found)
-        assert len(set(found)) == len(found)
+    words, (train, test) = manual(), written(data)
+    assert all(example in words for example in train + test)
+    assert len({*train, *test}) == 800, "no test example is among the training examples"
     assert float(data.y.sum(1).min()) == float(data.y.max()) == 1.0
 
 
 def test_text_is_cut_into_at_most_as_many_examples_as_do_not_overlap() -> None:
     n = 20_000
     data = datasets.load("topics", n)
-    both = torch.cat([data.x, data.x_test]).flatten(1)
-    assert len(both) == n + datasets.TEST_TOPICS
+    words, (train, test) = manual(), written(data)
+    found, count = Counter(train + test), n + datasets.TEST_TOPICS
+    assert found.total() == count
+    evenly = (Counter(words[k * apart : k * apart + 17] for k in range(count)) for apart in range(17, len(words) // count + 1))
+    assert any(cut == found for cut in evenly), "in order, each example 17 characters or more after the one before"
     with pytest.raises(DataError, match=r"topics has \d+ training examples, 100000 were asked for"):
         datasets.load("topics", 100_000)
 

@@ -214,7 +214,7 @@ def test_per_example_gradients_of_a_convolution_are_formed_a_chunk_at_a_time(nam
 
 
 def test_the_names_that_use_a_batch_or_an_eigenvector_are_directions() -> None:
-    assert config.TOP_NOISES <= dynamics.USES_U <= dynamics.USES_BATCH <= set(dynamics.DIRECTIONS)
+    assert set(config.TOP_NOISES) <= dynamics.USES_U <= dynamics.USES_BATCH <= set(dynamics.DIRECTIONS)
     assert [dynamics.directions(name, 7) for name in ("sgd", "gaussian", "along_u", "without_u", "along_top")] == [0, 0, 1, 1, 7]
     assert set(SYNTHETIC) == set(dynamics.DIRECTIONS) - dynamics.USES_BATCH
 

@@ -241,6 +241,11 @@ def test_a_start_that_is_zero_or_not_finite_is_refused(bad: float) -> None:
         top_eigenpairs(stacked(*[matrix([4.0, 3.0, 2.0, 1.0])] * 2), starts)
 
 
+def test_an_empty_stack_is_refused() -> None:
+    with pytest.raises(ValueError, match="an empty stack has no eigenpairs"):
+        top_eigenpairs(lambda v: v, start(4, stack=0))
+
+
 def test_operators_with_different_numbers_of_start_vectors_do_not_depend_on_each_other() -> None:
     """Zeros in the last places say that there are no more: a stack gives each what it finds alone from its own vectors."""
     matrices = [matrix(DECAYING), matrix(SPECTRA["clustered"], seed=2), matrix([*range(60)], seed=3)]
@@ -271,8 +276,8 @@ def test_what_is_close_at_the_end_of_a_solve_that_gives_up_does_not_depend_on_th
 def test_zeros_beside_many_start_vectors_change_nothing() -> None:
     """Also where a basis is full and restarted: when it is does not depend on the places that others of the stack need."""
     a, vectors = matrix([3.0 - 0.01 * i for i in range(200)]), start(200, vectors=31)
-    padded = torch.cat([vectors, torch.zeros(1, 14, 200, dtype=torch.float64)], dim=1)
-    few, many = (top_eigenpairs(stacked(a), starts, k=30, tol=1e-3, nearby=15) for starts in (vectors, padded))
+    with_zeros = torch.cat([vectors, torch.zeros(1, 14, 200, dtype=torch.float64)], dim=1)
+    few, many = (top_eigenpairs(stacked(a), starts, k=30, tol=1e-3, nearby=15) for starts in (vectors, with_zeros))
     assert int(few.products) == int(many.products) > 60
     assert torch.equal(few.values, many.values)
 
@@ -289,7 +294,7 @@ def test_ritz_vectors_close_to_the_top_are_returned_and_no_others() -> None:
 
 
 def test_results_of_different_operators_are_joined_and_chosen_from_with_zeros_for_missing_start_vectors() -> None:
-    one, two = (top_eigenpairs(stacked(matrix([10.0, *top, *DECAYING[:20]])), start(22), nearby=6) for top in ([9.0], [1.0]))
+    one, two = (top_eigenpairs(stacked(matrix([10.0, *top, *DECAYING[1:21]])), start(22), nearby=6) for top in ([9.0], [1.0]))
     together = Eigenpairs.cat([two, one])
     assert together.values[:, 0].tolist() == [*two.values[:, 0].tolist(), *one.values[:, 0].tolist()]
     chosen = Eigenpairs.where(torch.tensor([False, True]), together, Eigenpairs.cat([one, two]))

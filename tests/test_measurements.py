@@ -161,6 +161,7 @@ FORMS: dict[str, tuple[Callable[[Problem, int], Estimate], int]] = {
     "ratio of means": (lambda p, stack: sampled(p, B, 40, stack).ratio_of_means, 300),
     "mean of ratios": (lambda p, stack: sampled(p, B, 40, stack).mean_of_ratios, 300),
     "MiniBS": (lambda p, stack: minibs(p, B, 20, stack, tol=1e-3), 150),
+    "MiniBS − FullBS": (lambda p, stack: minibs_and_gap(p, B, 20, stack, tol=1e-3).gap, 150),
 }
 
 

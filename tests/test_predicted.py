@@ -19,8 +19,8 @@ EDGE = {**TINY, "lr": 0.3, "steps": 600, "coupled_steps": 60, "measure_every": 6
 
 
 @cache
-def trained(batch_size: int = 40, coupled_steps: int = 60) -> State:
-    config = RunConfig(**{**EDGE, "batch_size": batch_size, "coupled_steps": coupled_steps})
+def trained(batch_size: int = 40, coupled_steps: int = 60, lr: float = 0.3) -> State:
+    config = RunConfig(**{**EDGE, "batch_size": batch_size, "coupled_steps": coupled_steps, "lr": lr})
     return Trainer([config, dataclasses.replace(config, seed=1)]).run()
 
 
@@ -41,15 +41,17 @@ def test_a_constrained_point_is_described_as_dense_matrices_say() -> None:
         assert point.beta[row].item() == pytest.approx(float(ascent @ ascent), rel=1e-3)
 
 
-def test_projecting_again_and_again_ends_on_the_constraint() -> None:
+def test_projecting_brings_the_sharpness_to_the_threshold_at_once_and_again_and_again_the_gradient_along_u_to_zero() -> None:
     p = tiny_problem(stack=1)
-    values, vectors, _ = p.spectrum(p.theta[0])
-    lr = 2.0 / (0.9 * float(values[-1]))  # the point starts a tenth above the threshold
-    point = Constrained(p.objective, p.x, p.y, p.theta, vectors[:, -1:].T, lr)
-    for _ in range(30):
+    point = Constrained(p.objective, p.x, p.y, p.theta, p.spectrum(p.theta[0])[1][:, -1:].T, lr=1e-9)
+    for _ in range(40):  # to the floor of the valley, where the step along u changes S no more
+        point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr=1e-9)
+    lr = 2.0 / (0.99 * float(point.sharpness))  # one percent above the threshold
+    for count in range(1, 31):
         point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr)
-    values, vectors, gradient = p.spectrum(point.theta[0])
-    assert values[-1] <= 2.0 / lr * (1 + 1e-6)
+        if count in (1, 30):
+            values, vectors, gradient = p.spectrum(point.theta[0])
+            assert float(values[-1]) * lr / 2.0 == pytest.approx(1, abs=1e-3)  # of second order in the percent
     assert abs(float(vectors[:, -1] @ gradient)) < TOL * float(gradient.norm())  # as far as u is known
 
 
@@ -100,6 +102,15 @@ def test_the_prediction_stays_beside_the_real_trajectory(batch_size: int, share:
         assert rows[0]["coupling_error"] == 0
         # The sharpness of the real run is what the ordinary measurement says of the same step.
         assert rows[0]["y"] == pytest.approx(rows[0]["sharpness"] - 2 / EDGE["lr"], rel=1e-4)
+
+
+def test_the_prediction_stays_beside_a_trajectory_held_at_the_edge() -> None:
+    """Here S(θ†) is at 2/η on most steps, so that the projection takes part, and x is not small."""
+    rows = [row for row in trained(lr=0.5).rows[0] if "coupling_error" in row]
+    error, distance = (sum(row[key] for row in rows) for key in ("coupling_error", "distance"))
+    assert error < 0.03 * distance
+    assert sum(row["y_constrained"] > -1e-6 for row in rows) > 50
+    assert max(abs(row["x"]) for row in rows) > 1e-2
 
 
 def test_bad_coupled_steps_are_refused() -> None:

@@ -158,6 +158,9 @@ def test_outer_products_have_the_moments_they_state() -> None:
     mean, error = ensemble.excess(np.random.default_rng(1), 16, 400)
     assert 0 < mean < theory.bernstein_bound(16, ensemble.variance, ensemble.radius, 3)
     assert error < 0.2 * mean
+    mean, error = ensemble.excess(np.random.default_rng(2), 256, 2_000)  # for large b, second-order perturbation theory
+    assert mean == pytest.approx(theory.perturbed_gap(256, ensemble.spectrum, ensemble.top_variances), abs=4 * error)
+    assert error < 0.05 * mean
 
 
 @pytest.mark.parametrize("theta", [converged() + 1e-7 * np.array([1.0, -2.0, 0.5, 3.0])])

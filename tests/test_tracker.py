@@ -167,18 +167,43 @@ def test_tuple_inputs_dictionaries_loaders_and_datasets_give_the_same_numbers() 
 
 
 def test_a_window_gives_alpha_beta_and_the_predicted_gap() -> None:
+    """Against dense matrices: where the average of the iterates is brought to, and the noise at the first and the last of them."""
     model = mlp()
-    tracker, optimizer = tracked(model, window=10), sgd(model)
+    tracker, optimizer, iterates = tracked(model, window=10), sgd(model), []
     for _ in range(10):
         assert "alpha" not in tracker.measure(0)
         optimizer.zero_grad()
         nn.functional.mse_loss(model(data()[0]), data()[1]).backward()
         optimizer.step()
         tracker.after_step()
+        iterates.append(flat(model))
     row = tracker.measure(10)
-    noise = row["predicted_gap"] * 4 * row["alpha"] / (0.1 * row["beta"])
-    assert row["beta"] > 0
-    assert noise > 0
+
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+
+    def losses(theta: torch.Tensor) -> torch.Tensor:
+        parts = theta.split([shape.numel() for shape in shapes.values()])
+        values = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return (torch.func.functional_call(model, values, (data()[0],)) - data()[1]).square().mean(1)
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        return losses(theta).mean()
+
+    hessian = torch.func.jacrev(torch.func.jacrev(loss))
+    theta = torch.stack(iterates).mean(0)
+    for newton in range(3):
+        values, vectors = torch.linalg.eigh(hessian(theta))
+        u, gradient = vectors[:, -1], torch.func.grad(loss)(theta)
+        if newton < 2:
+            theta = theta - (u @ gradient) / values[-1] * u
+    ascent = torch.func.grad(lambda t: u @ hessian(t) @ u)(theta)
+    ascent = ascent - (u @ ascent) * u
+    alpha, beta = float(-gradient @ ascent), float(ascent @ ascent)
+    slopes = [torch.func.jacrev(losses)(t) @ u for t in (iterates[0], iterates[-1])]
+    noise = sum(float(slope.var(correction=0)) for slope in slopes) / 2 / 6 * (N - 6) / (N - 1)
+    displacement = float(((torch.stack(iterates) - theta) @ u).square().mean())
+    expected = {"alpha": alpha, "beta": beta, "displacement": displacement, "predicted_gap": 0.1 * beta * noise / (4 * alpha)}
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 # --- the training is left alone ----------------------------------------------------------------------------------------------

@@ -51,8 +51,9 @@ def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss
         mean = iterates[:, row].mean(0)
         for newton in range(2):
             values, vectors, gradient = p.spectrum(mean)
+            slope = (vectors[:, -1] @ gradient).abs() / values[-1]
             if newton == 0:
-                u = vectors[:, -k:]
+                u, slope_before = vectors[:, -k:], slope
                 mean = mean - u @ ((u.T @ gradient) / values[-k:])
         u = vectors[:, -k:].flip(1)  # (P, k), u₁ first
         third = p.third(mean)
@@ -69,6 +70,8 @@ def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss
             "displacement": covariance.diagonal(),
             "pull": torch.stack([(tensor * covariance)[: j + 1, : j + 1].sum() for j in range(k)]),
             "curvature": values[-k:].flip(0),
+            "slope": slope_before,
+            "slope_left": slope,
         }
         for name, value in expected.items():
             torch.testing.assert_close(getattr(found, name)[row], value, rtol=1e-6, atol=1e-12, msg=name)
