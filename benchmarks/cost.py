@@ -35,10 +35,11 @@ from torch import nn
 from eosslib import config, datasets, eigen, measurements, models, runs
 from eosslib import products as matrices
 from eosslib.curvature import Hessian, full_gradient
+from eosslib.devices import choose_device, float32_products
 from eosslib.errors import DataError
 from eosslib.flat import Objective, StackedNetwork
 from eosslib.sampling import batches
-from eosslib.training import Trainer, choose_device
+from eosslib.training import Trainer
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SETTINGS = config.RunConfig(
@@ -71,19 +72,9 @@ def trainer(seeds: int, device: torch.device, data: datasets.Dataset, **changes:
     return built
 
 
-@contextlib.contextmanager
-def tf32() -> Iterator[None]:
-    """Let a GPU round matrix products and convolutions to TF32, as the companion itself never does."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def in_tf32(job: Callable[[], Result]) -> Result:
-    """Run something in TF32."""
-    with tf32():
+    """Run something with products rounded to TF32 on a GPU, as the companion itself never does."""
+    with float32_products(tf32=True):
         return job()
 
 
@@ -161,12 +152,13 @@ def exact(built: Trainer) -> float:
 
 def machine(device: torch.device, rounds: int) -> tuple[float, float]:
     """Operations a second of a large float32 matrix product (by the faster library), bytes a second of a copy."""
-    a, b = (torch.randn(1, 2048, 2048, device=device) for _ in range(2))
-    big, other = (torch.empty(1 << 26, device=device) for _ in range(2))
+    size, length = (8192, 1 << 28) if device.type == "cuda" else (2048, 1 << 26)  # so large that a launch is nothing
+    a, b = (torch.randn(1, size, size, device=device) for _ in range(2))
+    big, other = (torch.empty(length, device=device) for _ in range(2))
     product, copy = (lambda: matrices.product(a, b)), (lambda: big.copy_(other))
     product(), copy()
     seconds = [(clock(product, device), clock(copy, device)) for _ in range(rounds)]
-    return 2 * 2048**3 / min(s for s, _ in seconds), 2 * 4 * (1 << 26) / min(s for _, s in seconds)
+    return 2 * size**3 / min(s for s, _ in seconds), 2 * 4 * length / min(s for _, s in seconds)
 
 
 def operations(built: Trainer) -> tuple[float, float, float]:
@@ -441,10 +433,14 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} beside this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    tables = "\n".join(report(model, args) for model in args.model)
-    print(tables)
+    tables = []
+    for model in args.model:
+        with float32_products():
+            tables.append(report(model, args))
+        print(tables[-1], flush=True)  # so that the next one may fail
     if args.write:
-        RESULTS.write_text(f"# What it costs\n\n{__doc__[__doc__.index('Uses data') :]}\n{tables}", "utf-8")
+        parts = ["# What it costs\n", __doc__[__doc__.index("Uses data") :], *tables]
+        RESULTS.write_text("\n".join(parts), "utf-8")
     return 0
 
 

@@ -12,7 +12,7 @@ time; on a GPU the device's own TF32 is switched on besides.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import math
 import platform
 from collections.abc import Callable
@@ -26,8 +26,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eosslib.curvature import Hessian
+from eosslib.devices import choose_device, float32_products
 from eosslib.eigen import top_eigenpairs
-from eosslib.training import Trainer, choose_device
+from eosslib.training import Trainer
 
 RESULTS = Path(__file__).with_name("PRECISION.md")
 TOL = 1e-3  # the presets' residual
@@ -79,14 +80,14 @@ def table(built: Trainer, name: str) -> pd.DataFrame:
     product, truth = exact(v), top_eigenpairs(exact, start.unsqueeze(1), tol=1e-6)
     del exact
     ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "float32": contextlib.nullcontext,
+        "float32": float32_products,
         "TF32, emulated": lambda: Rounded(10),
     }
-    ways |= {"TF32": cost.tf32} if theta.device.type == "cuda" else {}
+    ways |= {"TF32": functools.partial(float32_products, tf32=True)} if theta.device.type == "cuda" else {}
     ways |= {"bfloat16, emulated": lambda: Rounded(7)}
     rows = []
     for way, context in ways.items():
-        with context() as mode:
+        with float32_products(), context() as mode:
             operator = Hessian(built.objective, theta, x, y)
             error = (operator(v.float()).double() - product).norm() / product.norm()
             found = top_eigenpairs(operator, start.float().unsqueeze(1), tol=TOL, max_products=100)

@@ -12,8 +12,8 @@ the run files, `eosslib.analysis` makes plateaus, gaps and predictions of them, 
 
 **Underneath.** `eosslib.eigen` finds top eigenpairs of any symmetric operator, `eosslib.curvature` multiplies by Hessians,
 `eosslib.flat` and `eosslib.automatic` make a network a function of flat parameters, `eosslib.layers` are what it is made of,
-`eosslib.products` its matrix products; `eosslib.models`, `eosslib.losses` and
-`eosslib.datasets` are built by name. What a user can do wrong ends in one of `eosslib.errors`.
+`eosslib.products` its matrix products; `eosslib.models`, `eosslib.losses` and `eosslib.datasets` are built by name,
+`eosslib.devices` says where and in how much memory. What a user can do wrong ends in one of `eosslib.errors`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
     train.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:1, …")
     train.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: start several processes instead)")
-    train.add_argument("--memory", type=float, help="GiB that kept passes may hold (default 4)")
+    train.add_argument("--memory", type=float, help="GiB that kept passes may hold (default 4, on a GPU a third of what is free)")
     train.add_argument("--force", action="store_true", help="train again what is there, from the start")
     train.add_argument("--max-seconds", type=float, help="write a checkpoint and stop after so long; exit status 75")
     train.add_argument("--checkpoint-seconds", type=float, default=30.0, help="time between checkpoints (default 30)")
@@ -101,9 +101,8 @@ def _train(args: argparse.Namespace) -> int:
     _keep_freed_memory()
     import torch  # seconds of imports that errors in the preset need not wait for
 
-    from eosslib.curvature import DEFAULT_MEMORY
+    from eosslib.devices import choose_device
     from eosslib.jobs import Options, train_group
-    from eosslib.training import choose_device
 
     torch.set_num_threads(args.threads)
     torch.set_num_interop_threads(1)
@@ -113,7 +112,7 @@ def _train(args: argparse.Namespace) -> int:
         data_folder=args.data,
         force=args.force,
         checkpoint_seconds=args.checkpoint_seconds,
-        memory=DEFAULT_MEMORY if args.memory is None else int(args.memory * 2**30),
+        memory=None if args.memory is None else int(args.memory * 2**30),
         deadline=deadline,
     )
     for group in groups:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from eosslib.automatic import AutomaticLinearization, ModuleNetwork, check_memory
+from eosslib.devices import DEFAULT_MEMORY
 from eosslib.flat import Linearization, Objective, Params
 
 Passes = Linearization | AutomaticLinearization
 
-DEFAULT_MEMORY = 4 << 30  # bytes of kept passes
-CPU_CHUNK = 32 << 20  # bytes of layer outputs a chunk; smaller ones pay more for calls than they gain in the caches
+CPU_CHUNK = 32 << 20  # bytes of a network's layer outputs a chunk; smaller ones pay more for calls than they gain in the caches
 # Bytes a kept pass and a product need at the same time, per byte of layer outputs: outputs, gradients and indices are kept
 # (a test holds GRAPH_FACTOR against what is), their tangents come and go.
 GRAPH_FACTOR = 4
@@ -25,16 +25,16 @@ GRAPH_FACTOR = 4
 
 def chunks(objective: Objective, params: Sequence[torch.Tensor], x: torch.Tensor, memory: int = DEFAULT_MEMORY) -> list[slice]:
     """Cut the examples into chunks whose layer outputs stay within the budget (and, on the CPU, within its caches)."""
-    n = x.shape[1]
+    n, network, stack = x.shape[1], objective.network, len(params[0])
     if n == 0:
         return []
-    budget = memory // GRAPH_FACTOR
-    if x.device.type == "cpu":
-        budget = min(budget, CPU_CHUNK)
-    each = objective.network.output_bytes(params, x)
-    if isinstance(objective.network, ModuleNetwork) and objective.network.couples_examples:
-        check_memory(objective.network, n * each // len(params[0]) * GRAPH_FACTOR, memory)  # one network after the other
+    each = network.output_bytes(params, x) // stack
+    if isinstance(network, ModuleNetwork) and network.couples_examples:
+        check_memory(network, n * each * GRAPH_FACTOR, memory)
         return [slice(0, n)]
+    budget = memory // GRAPH_FACTOR // (1 if network.one_by_one else stack)
+    if x.device.type == "cpu":
+        budget = min(budget, CPU_CHUNK)  # of one network: how a run's examples are summed does not depend on its stack
     size = max(1, min(n, budget // each))
     count = -(-n // size)
     size = -(-n // count)  # even chunks

@@ -138,7 +138,6 @@ class Linearization:
         self._weights = weights.unsqueeze(-1) if isinstance(weights, torch.Tensor) else weights
         self._kept = network.forward(params, x)
         self.outputs = self._kept[-1].y
-        self.losses = loss.value(self.outputs, y)
         self._slope = loss.gradient(self.outputs, y)
         g = self._slope * self._weights
         for (layer, _), k in self._backwards():
@@ -150,6 +149,11 @@ class Linearization:
         """Yield the layers from the last to the first that has parameters."""
         first = self._network.first
         return zip(reversed(self._network.layers[first:]), reversed(self._kept[first:]), strict=True)
+
+    @property
+    def losses(self) -> torch.Tensor:
+        """ℓᵢ (R, B)."""
+        return self._loss.value(self.outputs, self._y)
 
     @property
     def right(self) -> torch.Tensor:

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from eosslib import __version__, datasets, runs
 from eosslib.config import Group, RunConfig, defaults
-from eosslib.curvature import DEFAULT_MEMORY
 from eosslib.errors import Interrupted, RunFileError
 from eosslib.training import State, Trainer
 
@@ -36,7 +35,7 @@ class Options:
     data_folder: Path | None = None
     force: bool = False  # train again what is there
     checkpoint_seconds: float = 30.0
-    memory: int = DEFAULT_MEMORY  # bytes that kept passes may hold
+    memory: int | None = None  # bytes that kept passes may hold, by default ``devices.kept_memory``
     deadline: float | None = None  # time.monotonic() at which to write a checkpoint and stop
 
 

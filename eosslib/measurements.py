@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from eosslib.curvature import DEFAULT_MEMORY, GRAPH_FACTOR, Hessian, chunks, curvature_along_gradient
+from eosslib.curvature import GRAPH_FACTOR, Hessian, chunks, curvature_along_gradient
+from eosslib.devices import DEFAULT_MEMORY, drawn_memory
 from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
 from eosslib.sampling import independent_batches
@@ -172,7 +173,7 @@ def batch_sharpness(
     keys: Sequence[tuple[str | int, ...]],
     sampling: str = "reshuffle",
     precision: float = math.inf,
-    memory: int = 256 << 20,
+    memory: int | None = None,
 ) -> BatchSharpness:
     """Curvature of the mini-batch loss along its own gradient: E[g_Bᵀ H_B g_B] / E[‖g_B‖²] (Andreyev and Beneventano).
 
@@ -190,11 +191,12 @@ def batch_sharpness(
         sampling: How the run draws its batches.
         precision: Draw further lots until the standard error of the ratio of means is at most this part of it, or
             ``MAX_LOTS`` were drawn.
-        memory: Bytes of intermediate results.
+        memory: Bytes of intermediate results (default ``devices.drawn_memory``).
 
     Raises:
         ValueError: Fewer than two draws for a batch below n, so that there is no standard error.
     """
+    memory = drawn_memory(theta.device) if memory is None else memory
     at_once = draws_at_once(objective, theta, x, batch_size, memory)
     ratio, mean, counts = [], [], []
     for row, key in zip(theta, keys, strict=True):
@@ -228,7 +230,7 @@ def minibatch_sharpness(
     precision: float = math.inf,
     tol: float = 1e-2,
     sharpness: torch.Tensor | None = None,
-    memory: int = 256 << 20,
+    memory: int | None = None,
 ) -> MiniBatchSharpness:
     """Mini-batch sharpness MiniBS = E_B[λ_max(∇²L_B)] (EoSS definition 3.1) and its gap to the sharpness (equation 3).
 
@@ -252,11 +254,12 @@ def minibatch_sharpness(
         precision: Draw further lots until the standard error of MiniBS is at most this part of it, or ``MAX_LOTS`` were drawn.
         tol: Relative residual of every eigenvalue.
         sharpness: λ_max(∇²L) of each network (R,), which only networks with batch normalisation need; without it their gap is NaN.
-        memory: Bytes of intermediate results.
+        memory: Bytes of intermediate results (default ``devices.drawn_memory``).
 
     Raises:
         ValueError: Fewer than two draws for a batch below n.
     """
+    memory = drawn_memory(theta.device) if memory is None else memory
     at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
     values, gaps, counts = [], [], []
     full = torch.full_like(theta[:, 0], torch.nan) if sharpness is None else sharpness

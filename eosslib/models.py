@@ -181,7 +181,7 @@ def initialised(
     The caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of("init", seed))
+        torch.random.default_generator.manual_seed(seed_of("init", seed))
         network = build(name, shape, n_outputs, width=width, depth=depth)
     with torch.no_grad():
         for parameter in network.parameters():

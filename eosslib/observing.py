@@ -12,7 +12,7 @@ import torch
 
 from eosslib import measurements, overlap, windows
 from eosslib.config import RunConfig
-from eosslib.curvature import DEFAULT_MEMORY, Hessian
+from eosslib.curvature import Hessian
 from eosslib.datasets import Dataset
 from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
@@ -51,7 +51,7 @@ class Moment:
 class Observer:
     """Measures moments of a training as its configuration asks."""
 
-    def __init__(self, config: RunConfig, objective: Objective, data: Dataset, tracked: int, memory: int = DEFAULT_MEMORY) -> None:
+    def __init__(self, config: RunConfig, objective: Objective, data: Dataset, tracked: int, memory: int) -> None:
         """Take hold of the training's data.
 
         Args:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from eosslib.curvature import Hessian
+from eosslib.devices import drawn_memory
 from eosslib.eigen import top_eigenpairs
 from eosslib.flat import Objective
 from eosslib.measurements import Estimate, draws_at_once, estimate_of, lots
@@ -43,7 +44,7 @@ def measure(
     keys: Sequence[tuple[str | int, ...]],
     sampling: str = "reshuffle",
     tol: float = 1e-2,
-    memory: int = 256 << 20,
+    memory: int | None = None,
 ) -> Overlap:
     """Compare the Hessian of mini-batches with its Gauss–Newton part and with the NTK (EoSS A.2, A.4 and figure 17).
 
@@ -52,6 +53,7 @@ def measure(
     Raises:
         ValueError: Fewer than two draws for a batch below n.
     """
+    memory = drawn_memory(theta.device) if memory is None else memory
     at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)
     rows = []
     for row, key in zip(theta, keys, strict=True):

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
-from eosslib.curvature import DEFAULT_MEMORY, Hessian, third_derivative
+from eosslib.curvature import Hessian, third_derivative
+from eosslib.devices import DEFAULT_MEMORY
 from eosslib.eigen import top_eigenpairs, without
 from eosslib.flat import Objective
 from eosslib.measurements import sharpness

@@ -268,7 +268,10 @@ def _summary(lacking: list[tuple[Group, RunConfig]], groups: Sequence[Group]) ->
 
 @cache
 def git_commit() -> str | None:
-    """Return the commit of the checkout the package lies in, with ``+changes`` if it has uncommitted ones, or None."""
+    """Return the commit of the checkout the package lies in, with ``+changes`` if it has uncommitted ones, or None.
+
+    Where a copy without git's folder is used, ``EOSSLIB_COMMIT`` says which commit it is.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
@@ -277,4 +280,4 @@ def git_commit() -> str | None:
         commit = git("rev-parse", "HEAD")
         return commit + ("+changes" if git("status", "--porcelain", "--", "eosslib") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("EOSSLIB_COMMIT")

@@ -60,6 +60,7 @@ class Stepper:
         self._u = theta.new_zeros(len(theta), count, theta.shape[1]) if count else None
         self._context = dynamics.StepContext(objective, x, y, parts, noise_factor, keys, self._step, self._u)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor | None]] = {}
+        self._side: torch.cuda.Stream | None = None
 
     def advance(self, start: int, stop: int, u: torch.Tensor) -> None:
         """Make the steps ``start`` … ``stop − 1``.
@@ -78,9 +79,10 @@ class Stepper:
         if self.theta.device.type != "cuda":
             self._make(stop - start, indices)
             return
-        for first in range(0, stop - start, MAX_GRAPH):
-            count = min(MAX_GRAPH, stop - start - first)
-            self._replay(count, None if indices is None else indices[first : first + count])
+        with torch.cuda.device(self.theta.device):
+            for first in range(0, stop - start, MAX_GRAPH):
+                count = min(MAX_GRAPH, stop - start - first)
+                self._replay(count, None if indices is None else indices[first : first + count])
 
     def draw(self, start: int, stop: int) -> torch.Tensor:
         """Draw the batches of the steps, on the device: (T, R, b)."""
@@ -108,13 +110,13 @@ class Stepper:
         """Capture so many steps; the parameters are as before afterwards."""
         buffer = None if indices is None else indices.clone()
         theta, kept, step = self.theta.clone(), self.kept.clone(), self._step.clone()
-        side = torch.cuda.Stream()
+        side = self._side = self._side or torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries choose their kernels and workspaces in a rehearsal
+        with torch.cuda.stream(side):  # libraries choose their kernels and workspaces in a rehearsal, on the stream they record
             self._make(1, buffer)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             self._make(count, buffer)
         self.theta.copy_(theta)
         self.kept.copy_(kept)

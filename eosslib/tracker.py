@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from eosslib import measurements, optimizers, theory, windows
 from eosslib.automatic import ModuleNetwork
-from eosslib.curvature import DEFAULT_MEMORY, Hessian
+from eosslib.curvature import Hessian
+from eosslib.devices import float32_products, kept_memory
 from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
@@ -161,7 +162,7 @@ class SharpnessTracker:
         target: str = "labels",
         seed: int = 0,
         tol: float = 1e-3,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
         callback: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         """Take hold of a training.
@@ -178,20 +179,21 @@ class SharpnessTracker:
             target: Key of the targets where a batch is a dictionary.
             seed: Of the measurements' own random streams.
             tol: Relative residual of the eigenvalues.
-            memory: Bytes that kept passes may hold, whatever the size of the data.
+            memory: Bytes that kept passes may hold, whatever the size of the data; default 4 GiB, on a GPU a third of what is free.
             callback: Called with the step and the new row after every measurement, to feed a logger.
 
         Raises:
             ConfigError: Something cannot be measured as it is; the message says what to do.
         """
         self.model, self.optimizer, self.draws, self.minibs, self.seed = model, optimizer, draws, minibs, seed
-        self.tol, self.memory, self.callback = tol, memory, callback
+        self.tol, self.callback = tol, callback
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("the model has no parameters that require a gradient")
         device = self.parameters[0].device
         if any(p.device != device for p in self.parameters):
             raise ConfigError("the model lies on several devices: put it on one to measure it")
+        self.memory = kept_memory(device) if memory is None else memory
         self.examples = Examples(data, target, device)
         self.n = self.examples.count
         size = batch_size or (data.batch_size if isinstance(data, DataLoader) else None) or self.n
@@ -303,9 +305,9 @@ class SharpnessTracker:
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Leave the random streams as they are."""
+        """Compute in float32 where the model does, and leave the random streams as they are."""
         device = self.parameters[0].device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with float32_products(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
 
     def _check_loss(self, function: LossFunction) -> None:

@@ -2,7 +2,7 @@
 
 Runs that differ only in their seed are stacked and stepped together. All random numbers are functions of seed and step
 (``streams``), and every operation treats the runs of a stack separately, so a run's numbers depend neither on the runs beside
-it nor on having been interrupted.
+it nor on having been interrupted; on a GPU only as far as its libraries choose their kernels alike for other stacks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch
 
 from eosslib import datasets, dynamics, losses, measurements, models, predicted, updates, windows
 from eosslib.config import RunConfig
-from eosslib.curvature import DEFAULT_MEMORY, Hessian, chunks
+from eosslib.curvature import Hessian, chunks
+from eosslib.devices import float32_products, kept_memory
 from eosslib.eigen import padded
-from eosslib.errors import ConfigError, DeviceError
+from eosslib.errors import ConfigError
 from eosslib.flat import Objective
 from eosslib.observing import Moment, Observer
 from eosslib.stepping import Stepper
@@ -34,25 +35,6 @@ REFRESH_TOL = 1e-2  # relative residual at which a refresh of u stops
 TRACKED = 3
 
 Row = dict[str, float]
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return ``cuda`` if there is one, else ``cpu``; or the device that was asked for.
-
-    Raises:
-        DeviceError: The device does not exist on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"'{name}' is not a device; use auto, cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"'{name}' is not a device that is supported; use auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    return device
 
 
 @dataclass
@@ -98,7 +80,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         *,
         data: datasets.Dataset | None = None,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
     ) -> None:
         """Load the data and build the networks.
 
@@ -106,7 +88,7 @@ class Trainer:
             configs: Configurations that differ only in the seed.
             device: Where to train.
             data: The data set, where it is already loaded.
-            memory: Bytes that retained graphs may hold.
+            memory: Bytes that kept passes may hold, by default ``devices.kept_memory``.
 
         Raises:
             ValueError: The configurations differ in more than the seed.
@@ -115,10 +97,8 @@ class Trainer:
         self.config = config = configs[0]
         if any({**c.to_dict(), "seed": 0} != {**config.to_dict(), "seed": 0} for c in configs):
             raise ValueError("stacked runs may differ only in their seed")
-        self.device, self.memory = torch.device(device), memory
-        if self.device.type == "cuda":
-            # PyTorch lets convolutions round to TF32 (10 bits) unless told otherwise; a sharpness is worth more than that.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        self.device = torch.device(device)
+        self.memory = kept_memory(self.device) if memory is None else memory
         dtype = getattr(torch, config.dtype)
         data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
         self.x, self.y = data.x.unsqueeze(0), data.y.unsqueeze(0)
@@ -138,14 +118,15 @@ class Trainer:
         tracked, used = config.eig_k, dynamics.directions(config.noise, config.noise_directions)
         if used:
             tracked = max(tracked, min(max(TRACKED, used), theta.shape[1]))
-        self.observer = Observer(config, self.objective, data, tracked, memory)
+        self.observer = Observer(config, self.objective, data, tracked, self.memory)
         for key in ("eig_k", "window_k", "noise_directions"):
             if getattr(config, key) > theta.shape[1]:
                 raise ConfigError(f"{key} {getattr(config, key)} is above the {theta.shape[1]} parameters of the network")
         self._stepper: Stepper | None = None
         self._window: windows.Window | None = None  # the one that is being averaged
-        self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, memory)
+        self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, self.memory)
 
+    @float32_products()
     def run(self, at_measurement: Callable[[State], None] | None = None) -> State:
         """Train to the end, from wherever ``state`` is.
 
@@ -175,6 +156,7 @@ class Trainer:
         if at_measurement is not None and self._window is None:
             at_measurement(self.state)
 
+    @float32_products()
     def advance(self, stop: int) -> None:
         """Make the steps up to ``stop``; settings change only where there is a measurement."""
         state, vectors = self.state, self.state.vectors[:, : self.observer.tracked]
@@ -239,6 +221,7 @@ class Trainer:
         fresh[alive] = torch.where(finite, pairs.vectors, vectors[alive])
         return fresh
 
+    @float32_products()
     def measure(self) -> None:
         """Append a row to every run's trajectory, and take diverged runs out of the stack."""
         state = self.state

@@ -39,7 +39,7 @@ def test_hessian_product_is_the_dense_one_however_the_examples_are_cut(
     fit, chunk, passes = chunking
     p = problem(model, loss, stack=2)
     blocks = p.objective.network.blocks(2)
-    monkeypatch.setattr(curvature, "CPU_CHUNK", chunk * example_bytes(p) // curvature.GRAPH_FACTOR)
+    monkeypatch.setattr(curvature, "CPU_CHUNK", chunk * example_bytes(p) // curvature.GRAPH_FACTOR // 2)  # of one network
     made: list[int] = []
     linearize = Objective.linearize
 

@@ -16,10 +16,9 @@ from torch import nn
 from eosslib import datasets, dynamics, eigen, measurements, models, stepping
 from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
-from eosslib.errors import DeviceError
 from eosslib.models import WRITTEN_OUT as MODELS
 from eosslib.sampling import batches
-from eosslib.training import Row, State, Trainer, choose_device
+from eosslib.training import Row, State, Trainer
 
 Settings = Callable[..., RunConfig]
 
@@ -370,17 +369,6 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_stacked(change: dict[str
         trainer_of(tiny(), tiny(seed=1, **change))
 
 
-def test_the_device_is_the_one_asked_for_or_a_gpu_if_there_is_one() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("name", ["cuda:7", "gpu", "cuda:x", "meta", "mps", ""])
-def test_a_device_this_machine_does_not_have_is_refused_by_name(name: str) -> None:
-    with pytest.raises(DeviceError, match=name or "''"):
-        choose_device(name)
-
-
 # --- the projected noise -----------------------------------------------------------------------------------------------------
 
 
@@ -438,13 +426,15 @@ def test_cuda_and_cpu_agree_on_a_short_training_in_float64(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
+@pytest.mark.parametrize(("model", "noise"), [("resnet10", "sgd"), *(("fc-tanh", noise) for noise in dynamics.DIRECTIONS)])
 def test_replayed_graphs_make_the_same_steps_as_a_plain_loop(
-    noise: str, cuda: torch.device, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+    model: str, noise: str, cuda: torch.device, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stretches of 4, 4 and 2 steps: a graph used once, again, and another one."""
     monkeypatch.setattr(stepping, "MAX_GRAPH", 4)
-    replayed, plain = (trainer_of(*[tiny(noise=noise, seed=seed, dtype="float64") for seed in (0, 1)], device=cuda) for _ in "ab")
+    replayed, plain = (
+        trainer_of(*[tiny(model=model, noise=noise, seed=seed, dtype="float64") for seed in (0, 1)], device=cuda) for _ in "ab"
+    )
     start, u = replayed.state.theta.clone(), replayed.state.vectors
     replayed._stepper_of(replayed.state).advance(3, 13, u)
     stepper = plain._stepper_of(plain.state)

@@ -1,0 +1,65 @@
+"""Devices: which one, how much of its memory to use, and that a GPU computes float32 products in float32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from eosslib.errors import DeviceError
+
+DEFAULT_MEMORY = 4 << 30  # bytes of kept passes on a CPU
+DRAWN_MEMORY = 256 << 20  # bytes of batched mini-batches on a CPU, where larger lots gain nothing
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return ``cuda`` if there is one, else ``cpu``; or the device that was asked for.
+
+    Raises:
+        DeviceError: The device does not exist on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"'{name}' is not a device; use auto, cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"'{name}' is not a device that is supported; use auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
+
+
+def kept_memory(device: torch.device) -> int:
+    """Return how many bytes kept passes may hold where nobody says: 4 GiB, on a GPU a third of what is free."""
+    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else DEFAULT_MEMORY
+
+
+def drawn_memory(device: torch.device) -> int:
+    """Return how many bytes mini-batches that are computed together may take: 256 MiB, on a GPU an eighth of what is free."""
+    return torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else DRAWN_MEMORY
+
+
+@contextlib.contextmanager
+def float32_products(*, tf32: bool = False) -> Iterator[None]:
+    """Have a GPU compute products and convolutions of float32 numbers in float32, or rounded to TF32, and then as before.
+
+    PyTorch lets convolutions round to TF32 (10 bits) unless told otherwise; a sharpness is worth more than that. Convolutions
+    take algorithms that give the same bits each time. Within, PyTorch's older names for these settings (``allow_tf32``) cannot be
+    read.
+    """
+    cudnn: Any = torch.backends.cudnn
+    backends: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    before, deterministic = [backend.fp32_precision for backend in backends], torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    for backend in backends:
+        backend.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+        torch.backends.cudnn.deterministic = deterministic

@@ -1,0 +1,86 @@
+"""Devices: the right one or a refusal, and float32 products that are what they say, for as long as they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import problem
+
+from eosslib import models
+from eosslib.curvature import CPU_CHUNK, chunks
+from eosslib.devices import choose_device, drawn_memory, float32_products, kept_memory
+from eosslib.errors import DeviceError
+
+
+def test_the_device_is_the_one_asked_for_or_a_gpu_if_there_is_one() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:7", "gpu", "cuda:x", "meta", "mps", ""])
+def test_a_device_this_machine_does_not_have_is_refused_by_name(name: str) -> None:
+    with pytest.raises(DeviceError, match=name or "''"):
+        choose_device(name)
+
+
+def precisions() -> list[object]:
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    return [*(backend.fp32_precision for backend in backends), torch.backends.cudnn.deterministic]
+
+
+@pytest.mark.parametrize("everywhere", ["none", "tf32"])
+def test_products_are_float32_within_and_as_before_after(everywhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = precisions()
+    with float32_products():
+        monkeypatch.setattr(torch.backends, "fp32_precision", everywhere)
+        before = precisions()
+        with float32_products():
+            assert precisions() == ["ieee", "ieee", "ieee", True]
+            with float32_products(tf32=True):
+                assert precisions() == ["tf32", "tf32", "tf32", True]
+            assert precisions() == ["ieee", "ieee", "ieee", True]
+        assert precisions() == before
+        with pytest.raises(RuntimeError, match="in the middle"), float32_products():
+            raise RuntimeError("in the middle")
+        assert precisions() == before
+        monkeypatch.undo()
+    assert precisions() == first
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, True), "the older names can be read"
+
+
+def test_a_cpu_has_its_fixed_budgets() -> None:
+    assert (kept_memory(torch.device("cpu")), drawn_memory(torch.device("cpu"))) == (4 << 30, 256 << 20)
+
+
+@pytest.mark.parametrize("model", models.WRITTEN_OUT)
+def test_on_a_cpu_a_run_is_summed_in_the_same_chunks_whatever_its_stack(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, three = problem(model), problem(model, stack=3)
+    each = one.objective.network.output_bytes(one.objective.network.views(one.theta), one.x)
+    assert each < CPU_CHUNK
+    monkeypatch.setattr("eosslib.curvature.CPU_CHUNK", 5 * each)
+    alone, stacked = (chunks(p.objective, p.objective.network.views(p.theta), p.x) for p in (one, three))
+    assert alone == stacked == [slice(0, 4), slice(4, 8), slice(8, 12)]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_it_has_free(cuda: torch.device) -> None:
+    free = torch.cuda.mem_get_info(cuda)[0]
+    assert 0.3 * free < kept_memory(cuda) < 0.35 * free
+    assert 0.1 * free < drawn_memory(cuda) < 0.15 * free
+
+
+@pytest.mark.gpu
+def test_a_gpu_does_not_round_to_tf32(cuda: torch.device) -> None:
+    a, b = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1))
+    images, filters = a.reshape(64, 16, 8, 8), b[:16, :144].reshape(16, 16, 3, 3)
+
+    def error() -> tuple[float, float]:
+        x, y, i, f = (t.to(cuda, torch.float32) for t in (a, b, images, filters))
+        found, expected = (x @ y, torch.conv2d(i, f)), (a @ b, torch.conv2d(images, filters))
+        matrices, convolutions = (float((p.cpu() - q).norm() / q.norm()) for p, q in zip(found, expected, strict=True))
+        return matrices, convolutions
+
+    with float32_products():
+        assert max(error()) < 1e-6
+    with float32_products(tf32=True):
+        assert min(error()) > 1e-5
