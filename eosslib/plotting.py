@@ -100,8 +100,9 @@ def settings(frame: pd.DataFrame) -> str:
     for (optimizer, momentum, kind, loss), part in frame.groupby(["optimizer", "momentum", network, "loss_name"], sort=False):
         name = ", Adam" if optimizer == "adam" else f", μ = {momentum:g}" if momentum else ""
         parts.append(f"{kind}, {LOSS_LABELS.get(str(loss), loss)}{name}: η = {either(part.lr)}, {either(part.steps)} steps")
-    seeds = frame.seed.nunique()
-    text = f"{'; '.join(parts)}. {'One seed' if seeds == 1 else f'{seeds} seeds'}."
+    counts = frame.groupby(["entry", "noise", "batch_size"]).seed.nunique()  # of each group of runs
+    fewest, most = counts.min(), counts.max()
+    text = f"{'; '.join(parts)}. {'One seed' if most == 1 else f'{most} seeds' if fewest == most else f'{fewest} to {most} seeds'}."
     lost = frame.assign(network=network)[frame.diverged].groupby(["network", "lr", "batch_size"], sort=False).seed.unique()
     runs = [
         f"{kind}, η = {lr:g}, b = {size:,} (seed {', '.join(map(str, some))})"

@@ -223,6 +223,7 @@ def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_p
         "steps": 2000,
         "seed": 0,
         "batch_size": 2000,
+        "noise": "sgd",
         "diverged": False,
     }
     frame = pd.DataFrame(run).assign(entry="cnn")
@@ -238,13 +239,14 @@ def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_p
 
 def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
     runs = [
-        ("fc-tanh", "sgd", 0.0, 0.1, 0),
-        ("fc-tanh", "sgd", 0.0, 0.2, 1),
-        ("fc-tanh", "sgd", 0.9, 0.1, 1),
-        ("cnn", "adam", 0.9, 0.001, 1),
+        ("fc-tanh", "sgd", 0.0, 0.1),
+        ("fc-tanh", "sgd", 0.0, 0.2),
+        ("fc-tanh", "sgd", 0.9, 0.1),
+        ("cnn", "adam", 0.9, 0.001),
     ]
-    frame = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr", "seed"]).assign(loss_name="mse", steps=2000)
-    frame = frame.assign(entry=[f"entry{i}" for i in range(4)], depth=2, batch_size=8, diverged=False)
+    one = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr"]).assign(loss_name="mse", steps=2000, noise="sgd")
+    one = one.assign(entry=[f"entry{i}" for i in range(4)], depth=2, batch_size=8, diverged=False)
+    frame = pd.concat([one.assign(seed=0), one.assign(seed=1)], ignore_index=True)
     frame.attrs |= {"missing": "", "source": "2 committed runs"}
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="Seen.", frame=frame)
     assert json.loads((tmp_path / "01_a.json").read_text())["caption"] == (
@@ -253,9 +255,10 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
     )
     assert json.loads((tmp_path / "01_a.json").read_text())["source"] == "2 committed runs"
     assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")
-    lost = plotting.settings(frame.assign(diverged=[True, True, False, False]))
+    assert plotting.settings(frame.iloc[:-1]).endswith(" 1 to 2 seeds."), "not all seeds of all runs"
+    lost = plotting.settings(frame.assign(diverged=[True, *[False] * 4, True, False, False]))
     assert lost.endswith(" 2 seeds. Diverged: FC-tanh, η = 0.1, b = 8 (seed 0); FC-tanh, η = 0.2, b = 8 (seed 1).")
-    deeper = frame.assign(depth=[2, 2, 4, 2])
+    deeper = one.assign(depth=[2, 2, 4, 2], seed=0)
     assert plotting.names(deeper) == {
         "entry0": "FC-tanh, depth 2",
         "entry1": "FC-tanh, depth 2",
