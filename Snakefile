@@ -20,8 +20,8 @@ from eosslib.errors import ConfigError
 ENGINE = [
     f"eosslib/{module}.py"
     for module in (
-        "automatic curvature datasets dynamics eigen flat layers losses measurements models observing overlap predicted sampling stepping streams"
-        " training updates windows"
+        "automatic curvature datasets devices dynamics eigen flat layers losses measurements models observing overlap predicted products sampling"
+        " stepping streams training updates windows"
     ).split()
 ]
 DRAWING = [f"eosslib/{module}.py" for module in "analysis panels pictures plotting powerlaw runs theory toys".split()]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What to run on a machine with a GPU that is lent for minutes, a piece a call:
 #
-#   benchmarks/gpu.sh OUT checks                     the GPU tests, then the cost tables: gpu_tests.txt, cost.txt
+#   benchmarks/gpu.sh OUT checks                     the GPU tests, then the cost tables: gpu_tests.txt, cost-*.txt
 #   benchmarks/gpu.sh OUT train PRESET [GROUP ...]   as much of a preset as the time allows: runs.tar, checkpoints.tar.part…
 #
 # SECONDS_A_CALL (default 540) is the time a call may take, SEEDS (say "1 2") leaves out the other seeds. Where git's folder is
-# not on that machine EOSSLIB_COMMIT says which commit it is; files must be changed nowhere. Unpack runs.tar, and the joined
+# not on that machine EOSSLIB_COMMIT says which commit it is, of a tree without changes. Unpack runs.tar, and the joined
 # parts of checkpoints.tar, in the repository to go on from there. Runs that are in data/reference are not made again.
 # Needs python3 with torch ≥ 2.9, numpy, pandas, pyarrow, scikit-learn, tqdm, pyyaml and fastjsonschema, data/cifar10_5k.npz
 # for the cifar10 preset, and pytest (pytest-xdist, if there) for the tests.
@@ -32,7 +32,7 @@ if [ "$what" = checks ]; then
   timeout -s INT -k 10 240 python3 -m pytest $workers -p no:benchmark -p no:cacheprovider -o addopts= -o filterwarnings=default \
     --tb=short -q -m gpu "${files[@]}" 2>&1 | tee "$out/gpu_tests.txt" | tail -n 40
   for model in fc-tanh cnn; do
-    [ "$(left)" -gt 30 ] && timeout "$(left)" python3 benchmarks/cost.py --model $model --device cuda 2>&1 | tee -a "$out/cost.txt"
+    [ "$(left)" -gt 30 ] && timeout "$(left)" python3 benchmarks/cost.py --model $model --device cuda 2>&1 | tee "$out/cost-$model.txt"
   done
   exit 0
 fi

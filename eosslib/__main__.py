@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
     train.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:1, …")
     train.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: start several processes instead)")
-    train.add_argument("--memory", type=float, help="GiB that kept passes may hold (default 4, on a GPU a third of what is free)")
+    train.add_argument("--memory", type=float, help="GiB that kept passes may hold (default 4, on a GPU a third of its memory)")
     train.add_argument("--force", action="store_true", help="train again what is there, from the start")
     train.add_argument("--max-seconds", type=float, help="write a checkpoint and stop after so long; exit status 75")
     train.add_argument("--checkpoint-seconds", type=float, default=30.0, help="time between checkpoints (default 30)")

@@ -34,13 +34,18 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def kept_memory(device: torch.device) -> int:
-    """Return how many bytes kept passes may hold where nobody says: 4 GiB, on a GPU a third of what is free."""
-    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else DEFAULT_MEMORY
+    """Return how many bytes kept passes may hold where nobody says: 4 GiB, on a GPU a third of its memory."""
+    return _of_gpu(device) // 3 if device.type == "cuda" else DEFAULT_MEMORY
 
 
 def drawn_memory(device: torch.device) -> int:
-    """Return how many bytes mini-batches that are computed together may take: 256 MiB, on a GPU an eighth of what is free."""
-    return torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else DRAWN_MEMORY
+    """Return how many bytes mini-batches that are computed together may take: 256 MiB, on a GPU an eighth of its memory."""
+    return _of_gpu(device) // 8 if device.type == "cuda" else DRAWN_MEMORY
+
+
+def _of_gpu(device: torch.device) -> int:
+    # All of it, not what is free: how sums are cut, and so their last digits, must not depend on what else runs there.
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 @contextlib.contextmanager
@@ -48,18 +53,22 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
     """Have a GPU compute products and convolutions of float32 numbers in float32, or rounded to TF32, and then as before.
 
     PyTorch lets convolutions round to TF32 (10 bits) unless told otherwise; a sharpness is worth more than that. Convolutions
-    take algorithms that give the same bits each time. Within, PyTorch's older names for these settings (``allow_tf32``) cannot be
-    read.
+    take algorithms that give the same bits each time. A setting that was inherited from ``torch.backends.fp32_precision`` is
+    afterwards its own, with the same value.
     """
+    if not torch.cuda.is_available():
+        yield
+        return
     cudnn: Any = torch.backends.cudnn
     backends: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
-    before, deterministic = [backend.fp32_precision for backend in backends], torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
+    before, deterministic = [backend.fp32_precision for backend in backends], cudnn.deterministic
+    # The older name first, so that both agree: a module that uses ``cudnn.flags`` reads it.
+    cudnn.allow_tf32, cudnn.deterministic = tf32, True
     for backend in backends:
         backend.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         yield
     finally:
+        cudnn.allow_tf32, cudnn.deterministic = before[1] == "tf32", deterministic
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
-        torch.backends.cudnn.deterministic = deterministic

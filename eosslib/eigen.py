@@ -99,12 +99,12 @@ def top_eigenpairs(
         5.0
     """
     stack, given, size = start.shape
+    if not stack:
+        raise ValueError("an empty stack has no eigenpairs")
     if not 1 <= k <= size:
         raise ValueError(f"k = {k} eigenpairs of an operator of size {size}")
     present = start.norm(dim=2) != 0
     counts = present.sum(1)  # of each one's start vectors
-    if not stack:
-        raise ValueError("an empty stack has no eigenpairs")
     fewest, most = int(counts.min()), int(counts.max())
     if not torch.isfinite(start).all() or not fewest:
         raise ValueError("start vectors must be finite and not zero")
@@ -134,7 +134,9 @@ def top_eigenpairs(
             finite = torch.isfinite(values[:, 0])
             done = ((relative <= tol).all(1) | (basis.count == size) | ~finite) & ~waiting
             ended = done if product < max_products else torch.ones_like(done)
-            for i in [i for i, now in enumerate(ended.tolist()) if now and i not in found]:
+            for i in ended.nonzero().flatten().tolist():
+                if i in found:
+                    continue
                 of, count = slice(i, i + 1), torch.tensor([product], device=start.device)
                 close = int((values[i, k : k + nearby] >= CLOSE * values[i, 0]).sum())
                 starts = torch.cat([vectors[of], rotation[of, k : k + close] @ basis.all[of]], dim=1)

@@ -14,6 +14,7 @@ from eosslib import measurements, overlap, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
 from eosslib.datasets import Dataset
+from eosslib.devices import drawn_memory
 from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
 from eosslib.streams import generator
@@ -62,6 +63,7 @@ class Observer:
             memory: Bytes of kept passes.
         """
         self.config, self.objective, self.tracked, self.memory = config, objective, tracked, memory
+        self.drawn_memory = min(memory, drawn_memory(data.x.device))
         self.x, self.y, self.x_test, self.y_test = (t.unsqueeze(0) for t in (data.x, data.y, data.x_test, data.y_test))
 
     def observe(self, moment: Moment, window: windows.Window | None, rows: list[int]) -> tuple[Eigenpairs, Columns]:
@@ -80,8 +82,9 @@ class Observer:
         variance = measurements.variance_of_batch_means(pairs.carried[:, 0], config.batch_size, config.sampling)
         if self.objective.network.couples_examples:  # no example has a gradient of its own
             variance = torch.full_like(variance, torch.nan)
+        test = self.x_test, self.y_test
         columns = {f"sharpness_{j + 1}": pairs.values[:, j] for j in range(1, config.eig_k)} | {
-            "test_accuracy": measurements.loss_and_accuracy(self.objective, moment.theta, self.x_test, self.y_test)[1],
+            "test_accuracy": measurements.loss_and_accuracy(self.objective, moment.theta, *test, self.memory)[1],
             "sharpness": pairs.values[:, 0],
             "sharpness_residual": pairs.residuals[:, : config.eig_k].amax(1),
             "sharpness_products": pairs.products,
@@ -127,7 +130,7 @@ class Observer:
         """Measure what is estimated from drawn mini-batches of the size that the next step will take."""
         config = self.config.at(moment.step)
         precision = config.sample_precision or math.inf
-        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling}
+        options: dict[str, Any] = {"batch_size": config.batch_size, "sampling": config.sampling, "memory": self.drawn_memory}
         where = (self.objective, moment.theta, self.x, self.y)
         values: Columns = {}
         if config.batch_sharpness_draws:
@@ -156,6 +159,7 @@ class Observer:
         for size in config.static_sizes:
             options: dict[str, Any] = {"batch_size": size, "draws": config.minibs_draws, "sampling": config.sampling}
             options |= {"keys": moment.keys(f"static {size}"), "tol": config.eig_tol, "sharpness": pairs.values[:, 0]}
+            options["memory"] = self.drawn_memory
             found = measurements.minibatch_sharpness(*where, **options)
             values |= _columns(f"static_minibs_{size:04d}", found.value) | _columns(f"static_gap_{size:04d}", found.gap)
         return values

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from eosslib import measurements, optimizers, theory, windows
 from eosslib.automatic import ModuleNetwork
 from eosslib.curvature import Hessian
-from eosslib.devices import float32_products, kept_memory
+from eosslib.devices import drawn_memory, float32_products, kept_memory
 from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
@@ -179,7 +179,7 @@ class SharpnessTracker:
             target: Key of the targets where a batch is a dictionary.
             seed: Of the measurements' own random streams.
             tol: Relative residual of the eigenvalues.
-            memory: Bytes that kept passes may hold, whatever the size of the data; default 4 GiB, on a GPU a third of what is free.
+            memory: Bytes that kept passes may hold, whatever the size of the data; default 4 GiB, on a GPU a third of its own.
             callback: Called with the step and the new row after every measurement, to feed a logger.
 
         Raises:
@@ -337,6 +337,7 @@ class SharpnessTracker:
     def _sampled(self, objective: Objective, theta: torch.Tensor, pairs: Eigenpairs, step: int) -> dict[str, float]:
         where = (objective, theta, self._indices, self._indices)
         options: dict[str, Any] = {"batch_size": self.batch_size, "draws": self.draws}
+        options["memory"] = min(self.memory, drawn_memory(theta.device))
         both = measurements.batch_sharpness(*where, keys=[("batch sharpness", self.seed, step)], **options)
         found = {"batch_sharpness": both.ratio_of_means}
         if self.minibs:

@@ -173,6 +173,7 @@ class Trainer:
             if until < stop and uses_u and until % every == 0:
                 vectors = self.refresh(vectors)
 
+    @float32_products()
     def couple(self) -> None:
         """Make the last steps one by one beside the predicted dynamics, and append a row a step."""
         state, config = self.state, self.config
@@ -207,6 +208,7 @@ class Trainer:
             self._stepper = Stepper(config, *where, factor, state.seeds, state.theta, state.kept)
         return self._stepper
 
+    @float32_products()
     def refresh(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the top eigenvectors of the current Hessian, starting from older ones: (R, k, P)."""
         theta = self.state.theta

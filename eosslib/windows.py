@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from eosslib.curvature import DEFAULT_MEMORY, Hessian, third_derivative
+from eosslib.curvature import Hessian, third_derivative
+from eosslib.devices import DEFAULT_MEMORY
 from eosslib.eigen import Eigenpairs, top_eigenpairs, without
 from eosslib.flat import Objective
 from eosslib.measurements import variance_of_batch_means

@@ -28,11 +28,19 @@ def precisions() -> list[object]:
     return [*(backend.fp32_precision for backend in backends), torch.backends.cudnn.deterministic]
 
 
-@pytest.mark.parametrize("everywhere", ["none", "tf32"])
-def test_products_are_float32_within_and_as_before_after(everywhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def as_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings are there without one too, and nothing reads them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("as_with_a_gpu")
+@pytest.mark.parametrize("conv", ["tf32", "ieee", "none"])
+@pytest.mark.parametrize("matmul", ["tf32", "ieee", "none"])
+def test_products_are_float32_within_and_as_before_after(matmul: str, conv: str) -> None:
     first = precisions()
     with float32_products():
-        monkeypatch.setattr(torch.backends, "fp32_precision", everywhere)
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = matmul, conv
         before = precisions()
         with float32_products():
             assert precisions() == ["ieee", "ieee", "ieee", True]
@@ -43,9 +51,27 @@ def test_products_are_float32_within_and_as_before_after(everywhere: str, monkey
         with pytest.raises(RuntimeError, match="in the middle"), float32_products():
             raise RuntimeError("in the middle")
         assert precisions() == before
-        monkeypatch.undo()
     assert precisions() == first
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, True), "the older names can be read"
+
+
+@pytest.mark.usefixtures("as_with_a_gpu")
+def test_a_module_that_switches_cudnn_off_for_a_while_can_be_measured() -> None:
+    first = precisions()
+    with float32_products():
+        with torch.backends.cudnn.flags(enabled=False):
+            assert not torch.backends.cudnn.enabled
+        assert not torch.backends.cudnn.allow_tf32
+        assert "tf32" not in precisions()
+    assert precisions() == first
+
+
+def test_without_a_gpu_nothing_is_set() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    first = precisions()
+    with float32_products():
+        assert precisions() == first
 
 
 def test_a_cpu_has_its_fixed_budgets() -> None:
@@ -63,10 +89,10 @@ def test_on_a_cpu_a_run_is_summed_in_the_same_chunks_whatever_its_stack(model: s
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_what_it_has_free(cuda: torch.device) -> None:
-    free = torch.cuda.mem_get_info(cuda)[0]
-    assert 0.3 * free < kept_memory(cuda) < 0.35 * free
-    assert 0.1 * free < drawn_memory(cuda) < 0.15 * free
+def test_a_gpu_gives_parts_of_its_memory(cuda: torch.device) -> None:
+    whole = torch.cuda.mem_get_info(cuda)[1]
+    assert 0.3 * whole < kept_memory(cuda) < 0.35 * whole
+    assert 0.1 * whole < drawn_memory(cuda) < 0.15 * whole
 
 
 @pytest.mark.gpu

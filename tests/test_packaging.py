@@ -82,6 +82,23 @@ def test_the_package_holds_every_module_and_data_file() -> None:
         assert any(Path(path.name).match(pattern) for pattern in patterns), path
 
 
+def test_an_edit_of_whatever_a_training_imports_trains_again() -> None:
+    """But for what settings, errors and formulas are, whose edits would train everything anew for nothing."""
+    reached, left = set(), ["training"]
+    while left:
+        module = left.pop()
+        reached.add(module)
+        for node in ast.walk(ast.parse((ROOT / f"eosslib/{module}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "eosslib":
+                names = [alias.name for alias in node.names] if node.module == "eosslib" else [node.module.partition(".")[2]]
+                left += [name for name in names if (ROOT / f"eosslib/{name}.py").is_file() and name not in reached]
+    snakefile = (ROOT / "Snakefile").read_text(encoding="utf-8")
+    engine = set(
+        " ".join(re.findall(r'"([^"]+)"', snakefile[snakefile.index("ENGINE = [") : snakefile.index(").split()")])).split()[1:]
+    )
+    assert engine - {"eosslib/{module}.py"} == reached - {"config", "errors", "theory", "validation"}
+
+
 def plain(text: str) -> str:
     """Letters and signs of a docstring or its page, without what Markdown and pdoc change."""
     return re.sub(r"[`*_\\\[\]\s\"'“”‘’…]|\.\.\.", "", html.unescape(text))
