@@ -104,7 +104,7 @@ def plain(text: str) -> str:
     return re.sub(r"[`*_\\\[\]\s\"'“”‘’…]|\.\.\.", "", html.unescape(text))
 
 
-def public(body: list[ast.stmt], prefix: str = "") -> dict[str, str]:
+def public(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str]]:
     """Public names of a module, and of its classes, each with its arguments and the first line of its docstring, as on the page."""
     names = {}
     for node in body:

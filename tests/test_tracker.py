@@ -46,16 +46,22 @@ def flat(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
-def dense(model: nn.Module, loss: Callable, inputs: tuple, targets: torch.Tensor) -> torch.Tensor:
-    """Hessian of the mean loss with respect to the trained parameters, through the module itself."""
+def outputs_of(model: nn.Module, inputs: tuple) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The outputs as a function of the trained parameters (P,), through the module itself."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    def value(theta: torch.Tensor) -> torch.Tensor:
+    def outputs(theta: torch.Tensor) -> torch.Tensor:
         parts = theta.split([p.numel() for p in named.values()])
         values = {name: part.reshape(p.shape) for (name, p), part in zip(named.items(), parts, strict=True)}
-        return loss(torch.func.functional_call(model, values, inputs), targets)
+        return torch.func.functional_call(model, values, inputs)
 
-    return torch.autograd.functional.hessian(value, flat(model))
+    return outputs
+
+
+def dense(model: nn.Module, loss: Callable, inputs: tuple, targets: torch.Tensor) -> torch.Tensor:
+    """Hessian of the mean loss with respect to the trained parameters."""
+    outputs = outputs_of(model, inputs)
+    return torch.autograd.functional.hessian(lambda theta: loss(outputs(theta), targets), flat(model))
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------------------
@@ -179,12 +185,10 @@ def test_a_window_gives_alpha_beta_and_the_predicted_gap() -> None:
         iterates.append(flat(model))
     row = tracker.measure(10)
 
-    shapes = {name: p.shape for name, p in model.named_parameters()}
+    outputs = outputs_of(model, (data()[0],))
 
     def losses(theta: torch.Tensor) -> torch.Tensor:
-        parts = theta.split([shape.numel() for shape in shapes.values()])
-        values = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        return (torch.func.functional_call(model, values, (data()[0],)) - data()[1]).square().mean(1)
+        return (outputs(theta) - data()[1]).square().mean(1)
 
     def loss(theta: torch.Tensor) -> torch.Tensor:
         return losses(theta).mean()
