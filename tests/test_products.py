@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from oracles import randn
@@ -24,6 +26,18 @@ def factors(shape: tuple[int, int, int], layout: str, stack: int = 1) -> tuple[t
     return a, b
 
 
+@pytest.fixture(params=["as chosen", "onednn", "own"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The library that this processor gets, and either of the two whatever it is."""
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if request.param == "onednn" and onednn is None:
+        pytest.skip("this PyTorch is without oneDNN")
+    if request.param != "as chosen":
+        monkeypatch.setattr(products, "_onednn", onednn if request.param == "onednn" else None)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_a_product_has_the_errors_of_float32_and_not_more(shape: tuple[int, int, int], layout: str) -> None:
@@ -35,6 +49,7 @@ def test_a_product_has_the_errors_of_float32_and_not_more(shape: tuple[int, int,
     assert (products.product(a, b).double() - exact).norm() < 3e-6 * exact.norm()
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_what_is_added_is_added_and_left_as_it_was(shape: tuple[int, int, int]) -> None:
     a, b = factors(shape, "plain", stack=2)
@@ -44,6 +59,7 @@ def test_what_is_added_is_added_and_left_as_it_was(shape: tuple[int, int, int]) 
         assert torch.equal(plus, before)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_a_networks_product_does_not_depend_on_the_stack(shape: tuple[int, int, int]) -> None:
     a, b = factors(shape, "plain", stack=3)
@@ -52,15 +68,15 @@ def test_a_networks_product_does_not_depend_on_the_stack(shape: tuple[int, int, 
         assert torch.equal(products.product(a[r : r + 1].clone(), b[r : r + 1].clone()), together[r : r + 1])
 
 
-def test_large_products_in_float32_go_to_onednn_and_no_others() -> None:
+def test_large_products_in_float32_go_to_onednn_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = factors(SHAPES["a layer"], "plain")
-    there = products._onednn is not None  # a PyTorch for another kind of processor may be without it
-    assert products.uses_onednn(a, b) == there
+    monkeypatch.setattr(products, "_onednn", object())
+    assert products.uses_onednn(a, b)
     assert not products.uses_onednn(*factors(SHAPES["small"], "plain"))
     assert not products.uses_onednn(a.double(), b.double())
     assert not products.uses_onednn(a.requires_grad_(), b)
     with torch.no_grad():
-        assert products.uses_onednn(a, b) == there
+        assert products.uses_onednn(a, b)
 
 
 def test_a_product_that_is_differentiated_automatically_has_its_gradient() -> None:
@@ -74,3 +90,12 @@ def test_without_onednn_the_products_are_pytorchs_own(monkeypatch: pytest.Monkey
     a, b = factors(SHAPES["a layer"], "plain")
     monkeypatch.setattr(products, "_onednn", None)
     assert torch.equal(products.product(a, b), a @ b)
+
+
+def test_intels_processors_are_told_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    for vendor, intel in (("GenuineIntel", True), ("AuthenticAMD", False)):
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n", encoding="utf-8")
+        assert products.made_by_intel(cpuinfo) == intel
+        monkeypatch.setattr("platform.processor", lambda vendor=vendor: f"Intel64 Family 6 Model 85 Stepping 7, {vendor}")
+        assert products.made_by_intel(tmp_path / "none") == intel  # Windows, which has no such file
