@@ -24,11 +24,11 @@ ENGINE = [
         " stepping streams training updates windows"
     ).split()
 ]
-DRAWING = [f"eosslib/{module}.py" for module in "analysis panels pictures plotting powerlaw runs theory toys".split()]
+DRAWING = [f"eosslib/{module}.py" for module in "analysis findings panels pictures plotting powerlaw runs theory toys".split()]
 
 # Whose docstrings make the API reference.
 PUBLIC = (
-    "tracker optimizers measurements windows predicted overlap theory toys analysis powerlaw plotting panels config runs datasets models losses"
+    "tracker optimizers measurements windows predicted overlap theory toys analysis powerlaw findings plotting panels config runs datasets models losses"
     " curvature eigen flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})

@@ -3,9 +3,10 @@
 **Measure a network of your own.** `eosslib.tracker` puts all measurements beside your training loop
 (``from eosslib import SharpnessTracker``); `eosslib.optimizers` says where the edge is for your optimizer.
 
-**Read runs and draw figures**, without torch, so that a figure redraws anywhere. `eosslib.config` reads a preset, `eosslib.runs`
-the run files, `eosslib.analysis` makes plateaus, gaps and predictions of them, `eosslib.powerlaw` fits, `eosslib.plotting` and
-`eosslib.panels` draw. `eosslib.theory` has the papers' formulas, `eosslib.toys` the systems that can be solved by hand.
+**Read runs and draw figures**, without torch, so that a figure redraws anywhere. `eosslib.config` reads a preset,
+`eosslib.runs` the run files, `eosslib.analysis` makes plateaus, gaps and predictions of them, `eosslib.powerlaw` fits,
+`eosslib.plotting` and `eosslib.panels` draw, `eosslib.findings` holds headline numbers and claims. `eosslib.theory` has the
+papers' formulas, `eosslib.toys` the systems that can be solved by hand.
 
 **Measure at given parameters.** `eosslib.measurements`: sharpness, batch sharpness, MiniBS, noise variance. `eosslib.windows`: α,
 β and E[x²]. `eosslib.predicted`: the predicted dynamics beside the real ones. `eosslib.overlap`: Hessian, Gauss–Newton part, NTK.

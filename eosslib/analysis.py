@@ -1,19 +1,16 @@
-"""From trajectories to numbers: plateaus, sharpness gaps, predicted gaps, and the claims a notebook ends with.
+"""From trajectories to numbers: plateaus, sharpness gaps, predicted gaps.
 
 Every error bar is a standard error over seeds, for a single seed that in time (or of its draws), unless it says otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from pandas.api.typing import NAType
 
 from eosslib import theory
-from eosslib.powerlaw import plus_minus
 
 RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "noise", "sampling", "full_batch", "seed", "threshold"]
 RUN_KEYS += ["optimizer", "momentum"]
@@ -212,6 +209,20 @@ def over_seeds(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFr
     return means
 
 
+def over_gap(prediction: pd.DataFrame, gap: pd.DataFrame) -> pd.DataFrame:
+    """Divide predicted by measured gaps, means over seeds with independent errors.
+
+    Args:
+        prediction: ``mean`` and ``se`` as ``over_seeds`` gives them.
+        gap: The same rows as ``mean_gaps`` gives them.
+
+    Returns:
+        ``mean`` and ``se`` of the ratios, NaN where the gap is not clear.
+    """
+    ratio = (prediction["mean"] / gap["mean"]).where(gap.clear)
+    return pd.DataFrame({"mean": ratio, "se": ratio * np.hypot(prediction.se / prediction["mean"], gap.se / gap["mean"])})
+
+
 def _in_time(table: pd.DataFrame, column: str, by: Sequence[str]) -> np.ndarray:
     """Return the standard errors of the groups' means by the errors that each run has of its own."""
     own = table[f"{column}_se"].where(table[column].notna())
@@ -278,43 +289,3 @@ def static_gaps(frame: pd.DataFrame) -> pd.DataFrame:
         factor = theory.finite_population(part.train_size.iloc[0], size, part.sampling.iloc[0])
         rows.append(part[[*RUN_KEYS, "step", "sharpness"]].assign(size=size, factor=factor, **columns))
     return pd.concat(rows, ignore_index=True)
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One headline number: ours with its standard error, and the paper's."""
-
-    quantity: str
-    ours: float
-    error: float | None = None
-    paper: str = "–"
-
-    @property
-    def text(self) -> str:
-        """Our number with its error, to the error's precision."""
-        return plus_minus(self.ours, self.error)
-
-
-def headline_table(headlines: Sequence[Headline]) -> pd.DataFrame:
-    """Headline numbers as a table: quantity, ours, paper."""
-    return pd.DataFrame([{"quantity": h.quantity, "ours": h.text, "paper": h.paper} for h in headlines]).set_index("quantity")
-
-
-def check(claims: Mapping[str, bool | NAType], enforce: bool = True) -> list[str]:
-    """Say for each claim whether it holds, and insist on it.
-
-    Args:
-        claims: What the reader should have seen → whether the numbers say so; ``pandas.NA`` where a run is missing.
-        enforce: False for a preset whose numbers mean nothing.
-
-    Returns:
-        A line a claim.
-
-    Raises:
-        AssertionError: A claim does not hold or was not measured; the message names all of these.
-    """
-    words = {claim: "not measured" if holds is pd.NA else "holds" if holds else "does not hold" for claim, holds in claims.items()}
-    failed = [claim for claim, word in words.items() if word != "holds"]
-    if enforce and failed:
-        raise AssertionError("; ".join(f"{words[claim]}: {claim}" for claim in failed))
-    return [f"{word}: {claim}" for claim, word in words.items()]

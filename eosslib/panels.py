@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from eosslib import analysis, plotting
 
@@ -20,6 +22,25 @@ QUANTITIES = {"minibatch_sharpness": "MiniBS", "batch_sharpness": "batch sharpne
 def color(index: int) -> tuple[float, float, float]:
     """Return a colour of the house palette."""
     return sns.color_palette("colorblind")[index]
+
+
+def grid(count: int, *, most: int, height: float, extra: float = 0.0, **shared: Any) -> tuple[Figure, np.ndarray]:
+    """Open a figure of the page's width with so many panels or a few more, in rows as equal as possible.
+
+    Args:
+        count: How many panels are needed.
+        most: Panels a row, at most.
+        height: Of a row, inches.
+        extra: Height of the figure besides, inches.
+        shared: ``sharex``; the vertical axis is always shared.
+
+    Returns:
+        The figure and its panels (rows, columns); ``trim`` takes away those that are not needed.
+    """
+    rows = -(-count // most)
+    size = (plotting.PAGE, extra + height * rows)
+    fig, axes = plt.subplots(rows, -(-count // rows), figsize=size, sharey=True, squeeze=False, **shared)
+    return fig, axes
 
 
 def over_training(ax: Axes, part: pd.DataFrame) -> None:
@@ -158,8 +179,6 @@ def tracked(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: Where to draw; default: a new figure.
     """
     if ax is None:
-        import matplotlib.pyplot as plt
-
         ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")[1]
     names = {"preconditioned_sharpness": "preconditioned sharpness", **QUANTITIES, "sharpness": "sharpness"}
     for index, (column, name) in enumerate(names.items()):

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from eosslib.analysis import Headline
+from eosslib.findings import Headline
 from eosslib.powerlaw import PowerLaw
 from eosslib.runs import atomic
 
@@ -327,7 +327,6 @@ def save(
     fig: Figure,
     name: str,
     folder: str | Path | None,
-    *,
     title: str,
     caption: str,
     headlines: Sequence[Headline] = (),
@@ -341,7 +340,7 @@ def save(
         name: File name without suffix.
         folder: Where to; None or empty: nothing is written (a notebook opened by hand must not overwrite the pipeline's).
         title: Of the figure, a few words.
-        caption: What is shown and what to see.
+        caption: What is shown and what to see; line breaks and indents in it count as single spaces.
         headlines: Numbers to stand beside it.
         frame: Runs it shows, as ``runs.collect`` gives them; the caption names their settings and those that are missing, the
             record where they come from.
@@ -365,7 +364,7 @@ def save(
         with atomic(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     missing = "" if frame is None else frame.attrs["missing"]
-    caption += "" if frame is None else f" {settings(frame)}"
+    caption = " ".join(caption.split()) + ("" if frame is None else f" {settings(frame)}")
     caption += f" Reduced: not trained yet are {missing}." if missing else ""
     numbers: list[dict[str, Any]] = [{**asdict(h), "text": h.text} for h in headlines]
     for number in numbers:  # JSON has no NaN: an error over one seed is null

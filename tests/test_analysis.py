@@ -116,6 +116,16 @@ def test_a_gap_below_two_of_its_errors_is_not_clear():
     assert analysis.mean_gaps(shifted, ["batch_size"]).se.tolist() == pytest.approx([4.0, 4.0])  # two: their spread is larger
 
 
+def test_the_ratio_of_predicted_to_measured_gap_carries_both_errors_and_needs_a_clear_gap():
+    gap = pd.DataFrame({"mean": [10.0, 0.1], "se": [1.0, 0.2], "clear": [True, False]})
+    ratio = analysis.over_gap(pd.DataFrame({"mean": [5.0, 5.0], "se": [0.5, 0.5]}), gap)
+    assert ratio["mean"][0] == 0.5
+    assert ratio.se[0] == pytest.approx(0.5 * np.sqrt(0.1**2 + 0.1**2))
+    assert ratio.loc[1].isna().all()
+    drawn = np.random.default_rng(0).normal([5.0, 10.0], [0.5, 1.0], (100_000, 2))
+    assert ratio.se[0] == pytest.approx((drawn[:, 0] / drawn[:, 1]).std(), rel=0.05)  # to first order in the errors
+
+
 def test_a_single_seed_carries_its_error_in_time_and_several_that_over_seeds():
     wobble = np.tile([1.0, 1.0, -1.0, -1.0], 11)[1:42]
     frame = pd.concat([trajectory(10, 0, 10.0 + wobble), trajectory(100, 0, 12.0 + wobble), trajectory(100, 1, 16.0 + 2 * wobble)])
@@ -162,29 +172,6 @@ def test_a_gap_without_gradient_descent_of_the_same_seed_is_not_a_number():
     gaps = analysis.gaps(analysis.plateaus(alone))
     assert set(gaps.seed[gaps.gap.isna()]) == {1}
     assert analysis.over_seeds(gaps, "gap", ["batch_size"]).seeds.max() == table.seed.nunique() - 1
-
-
-def test_headlines_show_as_many_digits_as_the_error_allows():
-    assert analysis.Headline("a", -0.9412, 0.0213).text == "-0.941 ± 0.021"
-    assert analysis.Headline("a", 18.52, 3.1).text == "18.5 ± 3.1"
-    assert analysis.Headline("a", 1850.0, 30.0).text == "1850 ± 30"
-    assert analysis.Headline("a", 0.5).text == "0.5"
-    assert analysis.Headline("a", float("nan")).text == "not measured"
-    assert analysis.headline_table([analysis.Headline("a", 1.0, 0.1, "1.2")]).loc["a", "paper"] == "1.2"
-
-
-def test_a_claim_that_does_not_hold_stops_the_notebook_unless_the_preset_is_exempt():
-    claims = {"two is more than one": True, "one is more than two": False}
-    with pytest.raises(AssertionError, match="does not hold: one is more than two"):
-        analysis.check(claims)
-    assert analysis.check(claims, enforce=False) == ["holds: two is more than one", "does not hold: one is more than two"]
-
-
-def test_a_claim_about_a_run_that_is_missing_is_neither_kept_nor_broken():
-    claims = {"a is more than b": pd.Series([2.0, np.nan], dtype="Float64").gt(1).iloc[1]}
-    assert analysis.check(claims, enforce=False) == ["not measured: a is more than b"]
-    with pytest.raises(AssertionError, match="a is more than b"):
-        analysis.check(claims)
 
 
 # --- the closed form ---------------------------------------------------------------------------------------------------------

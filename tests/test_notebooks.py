@@ -34,11 +34,12 @@ class TestNotebook:
     def test_is_small_and_defines_nothing(self, path):
         sources = [cell.source.splitlines() for cell in code_cells(path)]
         assert max(map(len, sources)) <= 15
-        assert sum(map(len, sources)) <= 80
+        assert sum(map(len, sources)) <= 110  # formatted: a line holds one thought, so there are more of them
+        assert max(len(line) for lines in sources for line in lines) <= 110  # what JupyterLab shows without scrolling
         assert not any(line.lstrip().startswith(("def ", "class ")) for lines in sources for line in lines)
 
     def test_ends_by_checking_its_claims(self, path):
-        assert "analysis.check(claims" in code_cells(path)[-1].source
+        assert "findings.check(claims" in code_cells(path)[-1].source
 
     def test_is_part_of_the_default_preset_and_saves_a_figure_of_its_own_name(self, path):
         assert any(f'"{path.stem}"' in cell.source and "figures_folder" in cell.source for cell in code_cells(path)) or any(

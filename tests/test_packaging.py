@@ -18,7 +18,19 @@ from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # `__main__` imports torch only to train; the others never do.
-WITHOUT_TORCH = ["config", "errors", "runs", "analysis", "plotting", "panels", "pictures", "toys", "gallery", "__main__"]
+WITHOUT_TORCH = [
+    "config",
+    "errors",
+    "runs",
+    "analysis",
+    "findings",
+    "plotting",
+    "panels",
+    "pictures",
+    "toys",
+    "gallery",
+    "__main__",
+]
 
 
 def constraints() -> dict[str, str]:

@@ -14,6 +14,7 @@ from test_analysis import family, trajectory
 from eosslib import analysis, models, panels, plotting
 from eosslib.config import Preset
 from eosslib.errors import RunFileError
+from eosslib.findings import Headline
 from eosslib.gallery import write_index, write_results
 
 
@@ -89,7 +90,7 @@ def test_a_gap_that_is_not_clear_has_an_open_mark():
 def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
     fig, ax = plt.subplots()
     ax.plot([1, 2])
-    headline = analysis.Headline("slope", -0.94, 0.02, "−1.27")
+    headline = Headline("slope", -0.94, 0.02, "−1.27")
     paths = plotting.save(fig, "02_x", tmp_path, title="Gap", caption="What is seen.", headlines=[headline])
     assert [p.name for p in paths] == ["02_x.png", "02_x.pdf", "02_x.json"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
@@ -97,8 +98,17 @@ def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
     assert json.loads(paths[2].read_text())["headlines"][0]["text"] == "-0.940 ± 0.020"
 
 
+def test_a_caption_is_one_line_however_it_was_written(tmp_path):
+    caption = """
+        What is seen,
+        and what else.
+    """
+    plotting.save(plt.figure(), "02_x", tmp_path, "Gap", caption)
+    assert json.loads((tmp_path / "02_x.json").read_text())["caption"] == "What is seen, and what else."
+
+
 def test_a_record_is_strict_json_where_one_seed_leaves_no_error(tmp_path):
-    headlines = [analysis.Headline("slope", -0.94, float("nan")), analysis.Headline("spread", float("nan"))]
+    headlines = [Headline("slope", -0.94, float("nan")), Headline("spread", float("nan"))]
     plotting.save(plt.figure(), "02_x", tmp_path, title="Gap", caption="What is seen.", headlines=headlines)
     text = (tmp_path / "02_x.json").read_text()
     assert "NaN" not in text
@@ -133,6 +143,13 @@ def test_a_panel_whose_runs_all_diverged_says_so_and_does_not_stop_the_figure():
     panels.from_zero(axes)
     assert [ax.get_ylim() for ax in axes] == [(0, pytest.approx(1.05))] * 2
     assert [text.get_text() for text in axes[0].texts] == ["diverged"]
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (5, (1, 5)), (6, (2, 3)), (11, (3, 4))])
+def test_a_grid_has_a_panel_for_everything_in_rows_as_equal_as_possible(count: int, shape: tuple[int, int]):
+    fig, axes = panels.grid(count, most=5, height=1.5, extra=0.7, sharex=True)
+    assert axes.shape == shape
+    assert fig.get_size_inches() == pytest.approx([plotting.PAGE, 0.7 + 1.5 * shape[0]])
 
 
 def test_a_grid_that_is_not_full_has_its_labels_under_the_lowest_panel_of_every_column():
@@ -189,7 +206,7 @@ def test_the_index_shows_every_figure_with_caption_and_numbers_and_escapes_text(
     preset = Preset("digits", "digits & more", (0, 1), {}, {"01_a": ("x",), "02_b": ("x",)})
     for name in preset.notebooks:
         fig = plt.figure()
-        headline = analysis.Headline("S < 2/η", 0.97, 0.01, "≈ 1")
+        headline = Headline("S < 2/η", 0.97, 0.01, "≈ 1")
         plotting.save(fig, name, tmp_path, title=f"Title {name}", caption="b < n", headlines=[headline])
     (tmp_path / "01_a.html").write_text("page")
     page = write_index(tmp_path, preset).read_text()
@@ -212,7 +229,7 @@ def test_an_index_names_the_notebooks_that_are_not_drawn_yet(tmp_path):
 
 def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_path):
     preset = Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})
-    headlines = [analysis.Headline("|cos|", 0.97, 0.01, "≈ 1"), analysis.Headline("S", 2.0)]
+    headlines = [Headline("|cos|", 0.97, 0.01, "≈ 1"), Headline("S", 2.0)]
     run = {
         "model": ["cnn"],
         "depth": 2,
