@@ -78,17 +78,19 @@ def in_tf32(job: Callable[[], Result]) -> Result:
         return job()
 
 
-def with_pytorchs_own_products(job: Job) -> Job:
-    """The same without oneDNN's matrix products (``eosslib.products``)."""
+def with_the_other_products(job: Job) -> tuple[str, Job]:
+    """Return whose matrix products this processor does not get (``eosslib.products``), and the same job with them."""
+    ours = matrices._onednn
+    others = None if ours else matrices.ONEDNN
 
     def alone() -> None:
-        theirs, matrices._onednn = matrices._onednn, None
+        matrices._onednn = others
         try:
             job()
         finally:
-            matrices._onednn = theirs
+            matrices._onednn = ours
 
-    return alone
+    return "oneDNN's products" if others else "PyTorch's own products", alone
 
 
 def wait(device: torch.device) -> None:
@@ -320,7 +322,8 @@ def report(model: str, args: argparse.Namespace) -> str:
             jobs[f"SGD step, {label}"] = (steps_of(trainer(seeds, device, digits, **small), 50, 200), 200.0 * seeds)
     if device.type == "cpu" and model != "cnn":  # the CNN's products are convolutions
         for label in ("full-batch gradient", PRODUCT):
-            jobs[f"{label}, PyTorch's own products"] = (with_pytorchs_own_products(jobs[label][0]), 1.0)
+            whose, job = with_the_other_products(jobs[label][0])
+            jobs[f"{label}, {whose}"] = (job, 1.0)
     if device.type == "cuda":
         jobs[f"{TF32}, residual 1e-3"] = (lambda: in_tf32(lambda: solve(start, 1e-3)), 1.0)
     others = dict(peers(built, start))

@@ -18,13 +18,14 @@ BLOCKS = 5  # of a plateau, for its error in time
 PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (science of the sharpness-gap paper)
 
 
-def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] = ()) -> pd.DataFrame:
+def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] = (), part: float = PLATEAU) -> pd.DataFrame:
     """Mean sharpness and noise variance over the last quarter of the steps, one row a run.
 
     Args:
         frame: Trajectories as ``runs.collect`` gives them.
         until: Look only at steps up to this one, to compare runs of different length; default: each run's own end.
         more: Further columns to average, over the rows that have them.
+        part: Of the steps, to ask whether a run has come to rest; results are those of the last quarter.
 
     Returns:
         The run's settings with ``sharpness``, ``noise_variance`` and ``more``, each with its standard error in time ``_se``: of
@@ -37,7 +38,7 @@ def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] 
     end = frame["steps"].clip(upper=until) if until else frame["steps"]
     columns = list(dict.fromkeys(["sharpness", "noise_variance", *more]))
     errors = {f"{column}_se": (column, _block_error) for column in columns}
-    window = frame[(frame.step > (1 - PLATEAU) * end) & (frame.step <= end)]
+    window = frame[(frame.step > (1 - part) * end) & (frame.step <= end)]
     table = window.groupby(RUN_KEYS, as_index=False).agg(
         drift=("sharpness", _drift),
         measurements=("sharpness", "count"),

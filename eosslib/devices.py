@@ -33,13 +33,17 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def kept_memory(device: torch.device) -> int:
-    """Return how many bytes kept passes may hold where nobody says: 4 GiB, on a GPU a third of its memory."""
+def kept_memory(device: torch.device, asked: int | None = None) -> int:
+    """Return how many bytes kept passes may hold: as many as asked for, else 4 GiB, on a GPU a third of its memory."""
+    if asked is not None:
+        return asked
     return _of_gpu(device) // 3 if device.type == "cuda" else DEFAULT_MEMORY
 
 
-def drawn_memory(device: torch.device) -> int:
-    """Return how many bytes mini-batches that are computed together may take: 256 MiB, on a GPU an eighth of its memory."""
+def drawn_memory(device: torch.device, asked: int | None = None) -> int:
+    """Return how many bytes mini-batches computed together may take: as asked, else 256 MiB, on a GPU an eighth of its memory."""
+    if asked is not None:
+        return asked
     return _of_gpu(device) // 8 if device.type == "cuda" else DRAWN_MEMORY
 
 

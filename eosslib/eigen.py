@@ -111,7 +111,6 @@ def top_eigenpairs(
     if not torch.equal(present, torch.arange(given, device=start.device) < counts[:, None]):
         raise ValueError("a start vector follows one that is zero")
     max_basis = min(max(max_basis, most, k + 2 + nearby), size)
-    tiny = torch.finfo(start.dtype).tiny
     found: dict[int, Eigenpairs] = {}
     basis, images = _Rows(start.new_empty(stack, 0, size), max_basis), _Rows(start.new_empty(stack, 0, 0), max_basis)
     small = start.new_empty(stack, 0, 0)  # the operator on the basis
@@ -126,36 +125,57 @@ def top_eigenpairs(
         waiting = (counts > product) & (product < size)
         following = images.all[:, -1, :size]
         if basis.count >= k and product >= min(fewest, size):
-            values, rotation = _rayleigh_ritz(small)
-            vectors, mapped = rotation[:, :k] @ basis.all, rotation[:, :k] @ images.all
-            residual = mapped[:, :, :size] - values[:, :k, None] * vectors  # (R, k, P)
-            scale = values[:, :1].abs().clamp_min(tiny)
-            relative = residual.norm(dim=2) / scale
-            finite = torch.isfinite(values[:, 0])
-            done = ((relative <= tol).all(1) | (basis.count == size) | ~finite) & ~waiting
+            ritz = _Ritz.of(basis.all, images.all, small, k)
+            finite = torch.isfinite(ritz.values[:, 0])
+            done = ((ritz.relative <= tol).all(1) | (basis.count == size) | ~finite) & ~waiting
             ended = done if product < max_products else torch.ones_like(done)
             for i in ended.nonzero().flatten().tolist():
-                if i in found:
-                    continue
-                of, count = slice(i, i + 1), torch.tensor([product], device=start.device)
-                close = int((values[i, k : k + nearby] >= CLOSE * values[i, 0]).sum())
-                starts = torch.cat([vectors[of], rotation[of, k : k + close] @ basis.all[of]], dim=1)
-                carried = mapped[of, :, size:].clone()  # a view would keep the others' vectors alive
-                found[i] = Eigenpairs(values[of, :k], starts[:, :k], relative[of], count, (done & finite)[of], carried, starts)
+                if i not in found:
+                    found[i] = ritz.pairs(i, basis.all, nearby, product, converged=done & finite)
             if len(found) == stack:
                 break
             # Continue with the first pair that has not converged; for k = 1 this is Lanczos.
-            target = (relative > tol).to(torch.int64).argmax(1)
-            following = residual[torch.arange(stack, device=start.device), target]
+            target = (ritz.relative > tol).to(torch.int64).argmax(1)
+            following = ritz.residual[torch.arange(stack, device=start.device), target]
             if basis.count >= max_basis:
                 keep = min(max(2 * k, max_basis // 2), max_basis - 1)
-                basis, images = (_Rows(rotation[:, :keep] @ rows.all, max_basis) for rows in (basis, images))
-                small = torch.diag_embed(values[:, :keep])
+                basis, images = (_Rows(ritz.rotation[:, :keep] @ rows.all, max_basis) for rows in (basis, images))
+                small = torch.diag_embed(ritz.values[:, :keep])
         if product < given:
             following = torch.where((counts > product)[:, None], start[:, product], following)
     if not found:
         raise ValueError(f"{max_products} products are fewer than the {max(fewest, k)} that a solve begins with")
     return Eigenpairs.cat([found[i] for i in range(stack)])
+
+
+@dataclass(frozen=True)
+class _Ritz:
+    """What a basis of m vectors says of R operators: all Ritz values, and the top k pairs."""
+
+    values: torch.Tensor  # (R, m), descending
+    rotation: torch.Tensor  # (R, m, m), whose rows make the Ritz vectors
+    vectors: torch.Tensor  # (R, k, P)
+    mapped: torch.Tensor  # (R, k, P + c), their images and what comes along with them
+    residual: torch.Tensor  # (R, k, P), A u − λ u
+    relative: torch.Tensor  # (R, k), its norm over |λ₁|
+
+    @staticmethod
+    def of(basis: torch.Tensor, images: torch.Tensor, small: torch.Tensor, k: int) -> _Ritz:
+        """Solve the small problem and go back to the large vectors."""
+        values, rotation = _rayleigh_ritz(small)
+        vectors, mapped = rotation[:, :k] @ basis, rotation[:, :k] @ images
+        residual = mapped[:, :, : basis.shape[2]] - values[:, :k, None] * vectors
+        scale = values[:, :1].abs().clamp_min(torch.finfo(basis.dtype).tiny)
+        return _Ritz(values, rotation, vectors, mapped, residual, residual.norm(dim=2) / scale)
+
+    def pairs(self, i: int, basis: torch.Tensor, nearby: int, products: int, converged: torch.Tensor) -> Eigenpairs:
+        """Return the pairs of operator i after so many products, as a stack of one, and where to solve for a nearby one from."""
+        of, (_, k, size) = slice(i, i + 1), self.vectors.shape
+        close = int((self.values[i, k : k + nearby] >= CLOSE * self.values[i, 0]).sum())
+        starts = torch.cat([self.vectors[of], self.rotation[of, k : k + close] @ basis[of]], dim=1)
+        count = torch.tensor([products], device=basis.device)
+        carried = self.mapped[of, :, size:].clone()  # a view would keep the others' vectors alive
+        return Eigenpairs(self.values[of, :k], starts[:, :k], self.relative[of], count, converged[of], carried, starts)
 
 
 class _Rows:

@@ -196,7 +196,7 @@ def batch_sharpness(
     Raises:
         ValueError: Fewer than two draws for a batch below n, so that there is no standard error.
     """
-    memory = drawn_memory(theta.device) if memory is None else memory
+    memory = drawn_memory(theta.device, memory)
     at_once = draws_at_once(objective, theta, x, batch_size, memory)
     ratio, mean, counts = [], [], []
     for row, key in zip(theta, keys, strict=True):
@@ -259,7 +259,7 @@ def minibatch_sharpness(
     Raises:
         ValueError: Fewer than two draws for a batch below n.
     """
-    memory = drawn_memory(theta.device) if memory is None else memory
+    memory = drawn_memory(theta.device, memory)
     at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
     values, gaps, counts = [], [], []
     full = torch.full_like(theta[:, 0], torch.nan) if sharpness is None else sharpness

@@ -53,7 +53,7 @@ def measure(
     Raises:
         ValueError: Fewer than two draws for a batch below n.
     """
-    memory = drawn_memory(theta.device) if memory is None else memory
+    memory = drawn_memory(theta.device, memory)
     at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)
     rows = []
     for row, key in zip(theta, keys, strict=True):

@@ -23,9 +23,8 @@ def made_by_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return "GenuineIntel" in described
 
 
-_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-if torch.backends.mkl.is_available() and made_by_intel():
-    _onednn = None
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_onednn = None if torch.backends.mkl.is_available() and made_by_intel() else ONEDNN
 
 
 def is_large(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -193,7 +193,7 @@ class SharpnessTracker:
         device = self.parameters[0].device
         if any(p.device != device for p in self.parameters):
             raise ConfigError("the model lies on several devices: put it on one to measure it")
-        self.memory = kept_memory(device) if memory is None else memory
+        self.memory = kept_memory(device, memory)
         self.examples = Examples(data, target, device)
         self.n = self.examples.count
         size = batch_size or (data.batch_size if isinstance(data, DataLoader) else None) or self.n

@@ -98,7 +98,7 @@ class Trainer:
         if any({**c.to_dict(), "seed": 0} != {**config.to_dict(), "seed": 0} for c in configs):
             raise ValueError("stacked runs may differ only in their seed")
         self.device = torch.device(device)
-        self.memory = kept_memory(self.device) if memory is None else memory
+        self.memory = kept_memory(self.device, memory)
         dtype = getattr(torch, config.dtype)
         data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
         self.x, self.y = data.x.unsqueeze(0), data.y.unsqueeze(0)

@@ -139,6 +139,13 @@ def test_a_single_seed_carries_its_error_in_time_and_several_that_over_seeds():
     assert analysis.over_seeds(analysis.plateaus(lost), "sharpness", ["batch_size"]).se[0] == pytest.approx(of["sharpness"][10])
 
 
+def test_the_plateau_over_the_last_eighth_is_the_second_half_of_that_over_the_last_quarter():
+    frame = trajectory(10, 0, np.arange(41.0))
+    quarter, eighth = analysis.plateaus(frame), analysis.plateaus(frame, part=1 / 8)
+    assert eighth.sharpness.item() == pytest.approx(np.mean(np.arange(36, 41)))
+    assert quarter.sharpness.item() == pytest.approx(eighth.sharpness.item() - quarter.drift.item() / 2)
+
+
 def test_the_plateau_up_to_a_step_uses_the_last_quarter_before_it():
     table = analysis.plateaus(trajectory(10, 0, np.arange(41.0)), until=2000)
     assert table.sharpness.item() == pytest.approx(np.mean(np.arange(16, 21)))

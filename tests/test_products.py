@@ -29,11 +29,10 @@ def factors(shape: tuple[int, int, int], layout: str, stack: int = 1) -> tuple[t
 @pytest.fixture(params=["as chosen", "onednn", "own"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The library that this processor gets, and either of the two whatever it is."""
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if request.param == "onednn" and onednn is None:
+    if request.param == "onednn" and products.ONEDNN is None:
         pytest.skip("this PyTorch is without oneDNN")
     if request.param != "as chosen":
-        monkeypatch.setattr(products, "_onednn", onednn if request.param == "onednn" else None)
+        monkeypatch.setattr(products, "_onednn", products.ONEDNN if request.param == "onednn" else None)
     return str(request.param)
 
 
