@@ -19,13 +19,13 @@ PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (sc
 
 
 def plateaus(frame: pd.DataFrame, until: int | None = None, more: Sequence[str] = (), part: float = PLATEAU) -> pd.DataFrame:
-    """Mean sharpness and noise variance over the last quarter of the steps, one row a run.
+    """Mean sharpness and noise variance over the last part of the steps, by default a quarter, one row a run.
 
     Args:
         frame: Trajectories as ``runs.collect`` gives them.
         until: Look only at steps up to this one, to compare runs of different length; default: each run's own end.
         more: Further columns to average, over the rows that have them.
-        part: Of the steps, to ask whether a run has come to rest; results are those of the last quarter.
+        part: How much of the steps, from the end, is the plateau: less than the default asks whether a run has come to rest.
 
     Returns:
         The run's settings with ``sharpness``, ``noise_variance`` and ``more``, each with its standard error in time ``_se``: of

@@ -49,7 +49,7 @@ def table(headlines: Sequence[Headline]) -> pd.DataFrame:
 
 def texts(means: pd.DataFrame) -> list[str]:
     """Return the ``mean`` of every row with its ``se``, as text; a dash where there is none."""
-    return ["–" if np.isnan(row["mean"]) else plus_minus(row["mean"], row["se"]) for _, row in means.iterrows()]
+    return [plus_minus(row["mean"], row["se"]) if np.isfinite(row["mean"]) else "–" for _, row in means.iterrows()]
 
 
 def check(claims: Mapping[str, bool | np.bool_ | NAType], enforce: bool = True) -> list[str]:

@@ -78,6 +78,10 @@ def test_a_cpu_has_its_fixed_budgets() -> None:
     assert (kept_memory(torch.device("cpu")), drawn_memory(torch.device("cpu"))) == (4 << 30, 256 << 20)
 
 
+def test_a_budget_that_is_asked_for_is_given() -> None:
+    assert (kept_memory(torch.device("cpu"), 0), drawn_memory(torch.device("cpu"), 7)) == (0, 7)
+
+
 @pytest.mark.parametrize("model", models.WRITTEN_OUT)
 def test_on_a_cpu_a_run_is_summed_in_the_same_chunks_whatever_its_stack(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, three = problem(model), problem(model, stack=3)

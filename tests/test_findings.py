@@ -39,7 +39,12 @@ def test_a_slope_carries_the_error_of_its_regression():
 
 
 def test_means_that_are_missing_are_dashes_in_a_table():
-    assert findings.texts(pd.DataFrame({"mean": [1.5, np.nan, 2.0], "se": [0.1, 0.1, np.nan]})) == ["1.50 ± 0.10", "–", "2"]
+    assert findings.texts(pd.DataFrame({"mean": [1.5, np.nan, np.inf, 2.0], "se": [0.1, 0.1, 1.0, np.nan]})) == [
+        "1.50 ± 0.10",
+        "–",
+        "–",
+        "2",
+    ]
 
 
 @pytest.mark.parametrize("boolean", [bool, np.bool_])

@@ -11,6 +11,7 @@ from oracles import randn
 from eosslib import products
 
 SHAPES = {"a layer": (256, 300, 200), "a wide layer": (50, 3072, 200), "one output": (4096, 300, 1), "small": (15, 64, 64)}
+THIN = {"small, one output": (50, 64, 1), "one input": (300, 1, 200), "one example": (1, 200, 10)}
 LAYOUTS = ["plain", "left transposed", "right transposed", "both transposed", "rows of a larger one"]
 
 
@@ -59,12 +60,17 @@ def test_what_is_added_is_added_and_left_as_it_was(shape: tuple[int, int, int]) 
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_a_networks_product_does_not_depend_on_the_stack(shape: tuple[int, int, int]) -> None:
-    a, b = factors(shape, "plain", stack=3)
-    together = products.product(a, b)
-    for r in range(3):
-        assert torch.equal(products.product(a[r : r + 1].clone(), b[r : r + 1].clone()), together[r : r + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), *THIN.values()], ids=[*SHAPES, *THIN])
+def test_a_networks_product_does_not_depend_on_the_stack(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    a, b = (factor.to(dtype) for factor in factors(shape, "plain", stack=3))
+    plus = randn(3, 1, shape[2]).to(dtype)
+    for added in (None, plus):
+        together = products.product(a, b, plus=added)
+        for r in range(3):
+            one = slice(r, r + 1)
+            alone = products.product(a[one].clone(), b[one].clone(), plus=None if added is None else plus[one])
+            assert torch.equal(alone, together[one])
 
 
 def test_large_products_in_float32_go_to_onednn_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
