@@ -47,7 +47,7 @@ class ModuleNetwork:
         self.shapes = [tuple(p.shape) for p in trained.values()]
         self.sizes = [prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
-        self.couples_examples = module.training and any(isinstance(part, COUPLING) for part in module.modules())
+        self.couples_examples = any(_couples(part) for part in module.modules())
 
     def views(self, theta: torch.Tensor) -> Params:
         """Return the parameters as views into a stack: (R, P) → each (R, *shape)."""
@@ -98,6 +98,11 @@ class ModuleNetwork:
             total = (loss.value(self.one(leaves, x[0]), y[0]) * weights).sum()
         grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         return [grad.unsqueeze(0) for grad in grads]
+
+
+def _couples(part: nn.Module) -> bool:
+    """Whether a layer takes its statistics of the batch: in training mode, and always where it keeps none of its own."""
+    return isinstance(part, COUPLING) and (part.training or part.running_mean is None)
 
 
 class Counted:

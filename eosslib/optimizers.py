@@ -8,6 +8,7 @@ arXiv:2103.00065, theorem 1); for Adam it is the preconditioned Hessian P^-½ H 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +25,17 @@ class Edge:
 
     Attributes:
         lr: η.
-        threshold: Curvature above which it is unstable; what weight decay adds to the curvature is taken off already.
-        scale: P^-½, per parameter, where the optimizer is preconditioned: the threshold is then for P^-½ H P^-½.
+        threshold: Curvature above which it is unstable, infinite for η = 0; what weight decay adds to the curvature is taken off.
+        scale: P^-½, per parameter, where the optimizer is preconditioned and has taken a step: the threshold is for P^-½ H P^-½.
         momentum: μ of SGD, for which the closed form of the gap is known; None for Nesterov's and for Adam.
+        decay: Weight decay λ: what is trained is L + λ‖θ‖²/2.
     """
 
     lr: float
     threshold: float
     scale: list[torch.Tensor] | None
     momentum: float | None
+    decay: float = 0.0
 
 
 def edge(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Edge:
@@ -54,6 +57,8 @@ def edge(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     if any(other != settings[0] for other in settings[1:]):
         raise ConfigError("the optimizer's parameter groups have different settings: there is no single threshold")
+    if settings[0]["maximize"]:
+        raise ConfigError("the optimizer climbs: with maximize=True there is no stability threshold")
     return _adam(optimizer, settings[0], parameters) if kind is torch.optim.Adam else _sgd(settings[0])
 
 
@@ -61,8 +66,9 @@ def _sgd(group: dict[str, Any]) -> Edge:
     lr, momentum = float(group["lr"]), float(group["momentum"])
     if group["dampening"]:
         raise ConfigError("the threshold of SGD with dampening is not known here: set dampening=0")
-    threshold = theory.momentum_threshold(lr, momentum, nesterov=bool(group["nesterov"]))
-    return Edge(lr, threshold - float(group["weight_decay"]), None, None if group["nesterov"] else momentum)
+    nesterov, decay = bool(group["nesterov"]), float(group["weight_decay"])
+    threshold = theory.momentum_threshold(lr, momentum, nesterov) if lr else math.inf  # a warm-up may begin at 0
+    return Edge(lr, threshold - decay, None, None if nesterov else momentum, decay)
 
 
 def _adam(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters: Sequence[torch.Tensor]) -> Edge:
@@ -70,10 +76,11 @@ def _adam(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameters: S
         raise ConfigError("the threshold of Adam with amsgrad or weight_decay is not known here: leave them out")
     lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
     scale = None
-    if all("exp_avg_sq" in optimizer.state[p] for p in parameters):
+    # By ``get``: to look an empty state up by its key would make an entry of it.
+    if all("exp_avg_sq" in optimizer.state.get(p, {}) for p in parameters):
         scale = []
         for p in parameters:
             state = optimizer.state[p]
             step = float(state["step"])
             scale.append(updates.adam_scale(state["exp_avg_sq"], step, beta1, beta2, group["eps"]).detach())
-    return Edge(lr, theory.adam_threshold(lr, beta1), scale, None)
+    return Edge(lr, theory.adam_threshold(lr, beta1) if lr else math.inf, scale, None)

@@ -1,136 +1,35 @@
 """The companion's instruments on your own network: any ``torch.nn.Module``, loss, data set and optimizer.
 
 The measurements are those of the pipeline (``curvature``, ``eigen``, ``measurements``, ``windows``); what is added here is the
-way to them: parameters are read from the module, examples are fetched by index while they are needed, and afterwards everything is
-as it was before.
+way to them: parameters are read from the module, examples are fetched by index while they are needed (``examples``), and
+afterwards everything is as it was before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eosslib import measurements, optimizers, theory, windows
-from eosslib.automatic import ModuleNetwork
 from eosslib.curvature import Hessian
 from eosslib.devices import drawn_memory, float32_products, kept_memory
 from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError
+from eosslib.examples import Data, Examples, FetchingNetwork, LossFunction, loss_of
 from eosslib.flat import Objective
-from eosslib.losses import Loss
 from eosslib.streams import generator
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-LossFunction = Callable[[torch.Tensor, Any], torch.Tensor]
-Data = DataLoader[Any] | Dataset[Any] | Sequence[torch.Tensor]
-
-
-class Examples:
-    """All examples of a data set, fetched by index; nothing is copied before it is needed."""
-
-    def __init__(self, data: Data, target: str, device: torch.device) -> None:
-        """Take hold of the data.
-
-        Args:
-            data: Tensors ``(inputs, …, targets)``, a ``TensorDataset``, another map-style data set, or a ``DataLoader`` of one.
-            target: Key of the targets where a batch is a dictionary.
-            device: Where to put what is fetched.
-
-        Raises:
-            ConfigError: The data cannot be fetched by index.
-        """
-        source: Any = data.dataset if isinstance(data, DataLoader) else data
-        if isinstance(source, IterableDataset) or not (isinstance(source, Sequence) or hasattr(source, "__getitem__")):
-            raise ConfigError("the data cannot be fetched by index: give tensors, a map-style data set, or a DataLoader of one")
-        self._tensors: tuple[torch.Tensor, ...] | None = None
-        if isinstance(source, TensorDataset):
-            self._tensors = source.tensors
-        elif isinstance(source, Sequence) and source and all(isinstance(part, torch.Tensor) for part in source):
-            self._tensors = tuple(source)
-        self._source, self._target, self._device = source, target, device
-        self._collate = getattr(data, "collate_fn", None) or default_collate
-        self.count = len(self._tensors[-1]) if self._tensors else len(source)
-        self._last: tuple[torch.Tensor, tuple[Any, Any]] | None = None
-
-    def __call__(self, indices: torch.Tensor) -> tuple[Any, Any]:
-        """Return the inputs and the targets of some examples, on the device."""
-        if self._last is None or not torch.equal(self._last[0], indices):
-            self._last = indices.clone(), self._fetch(indices)
-        return self._last[1]
-
-    def _fetch(self, indices: torch.Tensor) -> tuple[Any, Any]:
-        batch: Any = (
-            tuple(part[indices.to(part.device)] for part in self._tensors)
-            if self._tensors
-            else self._collate([self._source[i] for i in indices.tolist()])
-        )
-        batch = _to(batch, self._device)
-        if isinstance(batch, Mapping):
-            if self._target not in batch:
-                raise ConfigError(f"a batch has the keys {', '.join(map(str, batch))}: say with target= which are the targets")
-            return {key: value for key, value in batch.items() if key != self._target}, batch[self._target]
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise ConfigError("a batch must be (inputs, …, targets) or a dictionary")
-        return tuple(batch[:-1]), batch[-1]
-
-
-def _to(item: Any, device: torch.device) -> Any:
-    if isinstance(item, torch.Tensor):
-        return item.to(device)
-    if isinstance(item, Mapping):
-        return {key: _to(value, device) for key, value in item.items()}
-    return tuple(_to(value, device) for value in item) if isinstance(item, tuple | list) else item
-
-
-class FetchingNetwork(ModuleNetwork):
-    """A module as a function of flat parameters and of the *indices* of its examples (R, B)."""
-
-    def __init__(self, module: nn.Module, examples: Examples) -> None:
-        """Take hold of module and data."""
-        super().__init__(module)
-        self.examples = examples
-
-    def one(self, params: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Apply one network to the examples with these indices (B,): (B, …)."""
-        inputs = self.examples(x)[0]
-        named = {**dict(zip(self.names, params, strict=True)), **{k: b.clone() for k, b in self.module.named_buffers()}}
-        arguments = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
-        outputs: Any = torch.func.functional_call(self.module, named, *arguments)
-        if not isinstance(outputs, torch.Tensor):
-            raise ConfigError(f"the model returns {type(outputs).__name__}, not a tensor: wrap it in a module that returns one")
-        return outputs
-
-
-def loss_of(function: LossFunction, examples: Examples) -> Loss:
-    """Make a per-example loss of a function of outputs and targets that returns the mean over a batch."""
-
-    def single(output: torch.Tensor, target: Any) -> torch.Tensor:
-        return function(output.unsqueeze(0), torch.utils._pytree.tree_map(lambda part: part.unsqueeze(0), target))
-
-    def value(outputs: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        return torch.func.vmap(single)(outputs, examples(indices)[1])
-
-    def gradient(outputs: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        with torch.enable_grad():
-            point = outputs.detach().requires_grad_()
-            return torch.autograd.grad(value(point, indices).sum(), point)[0]
-
-    def curvature(outputs: torch.Tensor, indices: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        with torch.enable_grad():
-            point = outputs.detach().requires_grad_()
-            slope = torch.autograd.grad(value(point, indices).sum(), point, create_graph=True)[0]
-            return torch.autograd.grad(slope, point, v)[0]
-
-    return Loss(value, gradient, curvature, right=lambda outputs, indices: torch.zeros_like(indices, dtype=torch.bool))
 
 
 class SharpnessTracker:
@@ -170,12 +69,14 @@ class SharpnessTracker:
         Args:
             model: The network; parameters that do not require a gradient are left out.
             loss: Of outputs and targets, the *mean* over the batch, as ``nn.CrossEntropyLoss()``.
-            data: Tensors ``(inputs, …, targets)``, a map-style data set, or a ``DataLoader``; the full batch is all of it.
+            data: Tensors ``(inputs, …, targets)``, a map-style data set, or a ``DataLoader``; the full batch is all of it. σ_u²
+                and the draws are those of the loader: without replacement, unless its ``RandomSampler`` draws with it.
             optimizer: What trains the model: ``SGD`` or ``Adam``; step size and state are read at every measurement.
-            batch_size: b; default: the loader's. All of the data: full batch, nothing is sampled.
-            draws: Mini-batches drawn for batch sharpness and MiniBS.
+            batch_size: b; default: the loader's, where the data is one. All of the data: full batch, nothing is sampled.
+            draws: Mini-batches drawn for batch sharpness and MiniBS, two at least.
             minibs: Whether to measure MiniBS, the dearest of the measurements.
-            window: Steps over which iterates are averaged for α, β and the predicted gap; call ``after_step`` after every step.
+            window: Steps over which iterates are averaged for α, β and the predicted gap. Call ``after_step`` after every step;
+                a row has them where it is measured just when a window is full: after ``window`` steps, twice as many, …
             target: Key of the targets where a batch is a dictionary.
             seed: Of the measurements' own random streams.
             tol: Relative residual of the eigenvalues.
@@ -187,23 +88,23 @@ class SharpnessTracker:
         """
         self.model, self.optimizer, self.draws, self.minibs, self.seed = model, optimizer, draws, minibs, seed
         self.tol, self.callback = tol, callback
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise ConfigError("the model has no parameters that require a gradient")
+        self.parameters = _trained(model)
         device = self.parameters[0].device
-        if any(p.device != device for p in self.parameters):
-            raise ConfigError("the model lies on several devices: put it on one to measure it")
         self.memory = kept_memory(device, memory)
         self.examples = Examples(data, target, device)
         self.n = self.examples.count
-        size = batch_size or (data.batch_size if isinstance(data, DataLoader) else None) or self.n
-        if size > self.n:
-            raise ConfigError(f"batch_size {size} is above the {self.n} examples")
+        size = (self.examples.batch_size or self.n) if batch_size is None else batch_size
+        if not 1 <= size <= self.n:
+            raise ConfigError(f"batch_size {size} is not between 1 and the {self.n} examples")
+        if draws < 2:
+            raise ConfigError(f"draws {draws}: a standard error needs two at least")
         self.batch_size = size
         self._loss = loss_of(loss, self.examples)
         self._indices = torch.arange(self.n, device=device).unsqueeze(0)
         optimizers.edge(optimizer, self.parameters)
-        self._check_loss(loss)
+        with self._undisturbed(), torch.no_grad():
+            self.examples.check()
+            self._check_loss(loss)
         self._vectors: torch.Tensor | None = None
         self._size, self._window = window, None if not window else windows.Window(self._theta(), window)
         self._rows: list[dict[str, float]] = []
@@ -216,10 +117,11 @@ class SharpnessTracker:
             step: What to call this moment in the table.
 
         Returns:
-            ``step``, ``loss``, ``threshold``, ``sharpness`` with ``sharpness_residual``, with Adam ``preconditioned_sharpness``
-            (that one is to be held against the threshold), ``noise_variance`` σ_u², ``batch_sharpness`` and
-            ``minibatch_sharpness`` with their standard errors ``_se``, ``minibs_gap``; after a window ``alpha``, ``beta`` and
-            ``predicted_gap``. Also the next row of ``frame``.
+            ``step``, ``loss``, ``threshold``, ``sharpness`` with ``sharpness_residual``; with Adam, from its first step on,
+            ``preconditioned_sharpness`` (that one is to be held against the threshold); ``noise_variance`` σ_u²;
+            ``batch_sharpness``, ``minibatch_sharpness`` and ``minibs_gap`` with their standard errors ``_se``; where a window is
+            full ``alpha``, ``beta``, ``displacement`` E[x²] and, with plain or heavy-ball SGD, ``predicted_gap``. With batch
+            normalisation neither σ_u² nor what comes of windows is defined, and both are left out. Also the next row of ``frame``.
 
         Raises:
             ConfigError: Something cannot be measured as it is; the message says what to do.
@@ -243,7 +145,7 @@ class SharpnessTracker:
             if edge.scale is not None:
                 row |= self._preconditioned(hessian, edge.scale, u)
             if not objective.network.couples_examples:
-                variance = measurements.variance_of_batch_means(pairs.carried[:, 0], self.batch_size, "reshuffle")
+                variance = measurements.variance_of_batch_means(pairs.carried[:, 0], self.batch_size, self.examples.sampling)
                 row["noise_variance"] = float(variance)
             row |= self._sampled(objective, theta, pairs, step) | self._windowed(objective, edge, step)
         self._rows.append(row)
@@ -253,7 +155,11 @@ class SharpnessTracker:
         return row
 
     def after_step(self) -> None:
-        """Let the iterate after an optimizer step enter the window; needed only where ``window`` was given."""
+        """Let the iterate after an optimizer step enter the window; needed only where ``window`` was given.
+
+        Raises:
+            ConfigError: It was not.
+        """
         if self._window is None:
             raise ConfigError("give window= to average iterates")
         if self._window.count == self._size:
@@ -268,9 +174,15 @@ class SharpnessTracker:
         return pd.DataFrame(self._rows)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw what was measured against the threshold, in the house style."""
+        """Draw what was measured against the threshold, in the house style.
+
+        Raises:
+            ConfigError: Nothing was measured yet.
+        """
         from eosslib import panels
 
+        if not self._rows:
+            raise ConfigError("nothing was measured yet: call measure first")
         return panels.tracked(self.frame, ax)
 
     def live(self) -> None:
@@ -298,36 +210,68 @@ class SharpnessTracker:
 
     def _objective(self) -> Objective:
         """Return the objective in the mode that the model is in now."""
-        for module in self.model.modules():
-            if module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-                raise ConfigError("dropout makes the loss a random number: call model.eval() around measure, or set its p to 0")
-        return Objective(FetchingNetwork(self.model, self.examples), self._loss)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if list(map(id, trained)) != list(map(id, self.parameters)):
+            raise ConfigError("parameters were frozen or unfrozen since this tracker was made: make a new one")
+        network = FetchingNetwork(self.model, self.examples)
+        if network.couples_examples and self.batch_size == 1:
+            raise ConfigError("batch normalisation has no statistics of a single example: take a larger batch_size")
+        random = any(
+            module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+            for module in self.model.modules()
+        )
+        if random or not self._repeats(network):
+            raise ConfigError(
+                "the model's outputs are random numbers, as dropout makes them: call model.eval() around measure, or set its p to 0"
+            )
+        return Objective(network, self._loss)
+
+    def _repeats(self, network: FetchingNetwork) -> bool:
+        """Whether the network gives the same outputs twice, but for what a GPU's sums differ by."""
+        with torch.no_grad():
+            first, second = (network.one([p.detach() for p in self.parameters], self.examples.probe) for _ in range(2))
+        off = 1e-4 * float(first.nan_to_num().abs().max())
+        return torch.allclose(first, second, rtol=0, atol=off, equal_nan=True)
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Compute in float32 where the model does, and leave the random streams as they are."""
+        """Compute in float32 where the model does, differentiably throughout, and leave all random streams as they are."""
         device = self.parameters[0].device
-        with float32_products(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
+        of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 a data set may draw from them
+        try:
+            with (
+                float32_products(),
+                sdpa_kernel(SDPBackend.MATH),  # the other kernels of attention have no second derivative
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            ):
+                yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
 
     def _check_loss(self, function: LossFunction) -> None:
         """See that the loss of a batch is the mean over its examples, and that it can be taken example by example."""
-        with self._undisturbed(), torch.no_grad():
-            some = self._indices[0, : min(4, self.n)]
-            training = {module: module.training for module in self.model.modules()}
-            self.model.eval()
-            outputs = FetchingNetwork(self.model, self.examples).one([p.detach() for p in self.parameters], some)
+        probe = self.examples.probe
+        training = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            outputs = FetchingNetwork(self.model, self.examples).one([p.detach() for p in self.parameters], probe)
+        finally:
             for module, mode in training.items():
                 module.training = mode
-            whole = function(outputs, self.examples(some)[1])
-            if whole.ndim:
-                raise ConfigError("the loss of a batch is not a number: use reduction='mean'")
-            try:
-                single = self._loss.value(outputs, some)
-            except RuntimeError as error:
-                raise ConfigError(f"the loss cannot be taken example by example: {str(error).splitlines()[0]}") from None
+        whole = function(outputs, self.examples(probe)[1])
+        if not isinstance(whole, torch.Tensor):
+            raise ConfigError(f"the loss returns {type(whole).__name__}, not a tensor: leave out .item()")
+        if whole.ndim:
+            raise ConfigError("the loss of a batch is not a number: use reduction='mean'")
+        try:
+            single = self._loss.value(outputs, probe)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConfigError(f"the loss cannot be taken example by example: {str(error).splitlines()[0]}") from None
         if not math.isclose(float(whole), float(single.mean()), rel_tol=1e-4, abs_tol=1e-6):
-            raise ConfigError("the loss of a batch is not the mean over its examples: use reduction='mean', without class weights")
+            raise ConfigError(
+                "the loss of a batch is not the mean over its examples: use reduction='mean', without class weights or ignore_index"
+            )
 
     def _preconditioned(self, hessian: Hessian, scale: list[torch.Tensor], u: torch.Tensor) -> dict[str, float]:
         root = torch.cat([part.flatten() for part in scale]).unsqueeze(0)
@@ -336,7 +280,7 @@ class SharpnessTracker:
 
     def _sampled(self, objective: Objective, theta: torch.Tensor, pairs: Eigenpairs, step: int) -> dict[str, float]:
         where = (objective, theta, self._indices, self._indices)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "draws": self.draws}
+        options: dict[str, Any] = {"batch_size": self.batch_size, "draws": self.draws, "sampling": self.examples.sampling}
         options["memory"] = min(self.memory, drawn_memory(theta.device))
         both = measurements.batch_sharpness(*where, keys=[("batch sharpness", self.seed, step)], **options)
         found = {"batch_sharpness": both.ratio_of_means}
@@ -352,10 +296,25 @@ class SharpnessTracker:
             return {}
         assert self._vectors is not None
         start = torch.cat([self._vectors[:, :1], self._random(step)], dim=1)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "tol": self.tol, "memory": self.memory}
+        options: dict[str, Any] = {"batch_size": self.batch_size, "sampling": self.examples.sampling, "decay": edge.decay}
+        options |= {"tol": self.tol, "memory": self.memory}
         found = windows.measure(objective, self._window, [0], self._indices, self._indices, start, **options)
         alpha, beta, noise = float(found.alpha), float(found.beta), float(found.noise[0, 0])
         row = {"alpha": alpha, "beta": beta, "displacement": float(found.displacement[0, 0])}
         if edge.momentum is None:
             return row
         return row | {"predicted_gap": theory.predicted_gap(edge.lr, alpha, beta, noise, edge.momentum)}
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that require a gradient: on one device, of one precision."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError("the model has no parameters that require a gradient")
+    if len({p.device for p in parameters}) > 1:
+        raise ConfigError("the model lies on several devices: put it on one to measure it")
+    kinds = {p.dtype for p in parameters}
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
+        names = ", ".join(sorted(map(str, kinds)))
+        raise ConfigError(f"the model's parameters are {names}: measure it in torch.float32 or torch.float64 throughout")
+    return parameters

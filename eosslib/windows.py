@@ -94,6 +94,7 @@ def measure(
     k: int = 1,
     newton_steps: int = 2,
     sampling: str = "reshuffle",
+    decay: float = 0.0,
     tol: float = 1e-3,
     memory: int = DEFAULT_MEMORY,
 ) -> Stabilization:
@@ -117,17 +118,23 @@ def measure(
         k: Number of directions.
         newton_steps: How often the remainder along u₁ … u_k is removed.
         sampling: How the run draws its batches.
+        decay: Weight decay λ: what is trained, and stands still at the constrained trajectory, is L + λ‖θ‖²/2.
         tol: Relative residual of the eigenpairs.
         memory: Bytes of kept passes.
+
+    Raises:
+        ValueError: No iterate is in the window, or ``top_eigenpairs`` cannot solve for k pairs.
     """
+    if not window.count:
+        raise ValueError("there is no iterate in the window")
     theta = window.mean(rows)
     slopes = []
     for newton in range(newton_steps + 1):
         hessian = Hessian(objective, theta, x, y, memory)
-        gradient = hessian.gradient()
+        gradient = hessian.gradient() + decay * theta if decay else hessian.gradient()
         pairs = top_eigenpairs(hessian, start, k=k, tol=tol)
         start = pairs.vectors
-        left = (start @ gradient.unsqueeze(2)).squeeze(2) / pairs.values  # (R, k)
+        left = (start @ gradient.unsqueeze(2)).squeeze(2) / (pairs.values + decay)  # (R, k)
         slopes.append(left[:, 0].abs())
         if newton < newton_steps:
             theta = theta - (left.unsqueeze(1) @ start).squeeze(1)

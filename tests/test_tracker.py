@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
@@ -10,7 +11,16 @@ import pytest
 import torch
 from oracles import randn
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from eosslib import SharpnessTracker, theory
 from eosslib.errors import ConfigError
@@ -172,10 +182,12 @@ def test_tuple_inputs_dictionaries_loaders_and_datasets_give_the_same_numbers() 
     assert tracked(Sum(), examples=loader, batch_size=None).batch_size == 6
 
 
-def test_a_window_gives_alpha_beta_and_the_predicted_gap() -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_a_window_gives_alpha_beta_and_the_predicted_gap(decay: float) -> None:
     """Against dense matrices: where the average of the iterates is brought to, and the noise at the first and the last of them."""
     model = mlp()
-    tracker, optimizer, iterates = tracked(model, window=10), sgd(model), []
+    optimizer, iterates = sgd(model, weight_decay=decay), []
+    tracker = tracked(model, window=10, optimizer=optimizer)
     for _ in range(10):
         assert "alpha" not in tracker.measure(0)
         optimizer.zero_grad()
@@ -191,7 +203,7 @@ def test_a_window_gives_alpha_beta_and_the_predicted_gap() -> None:
         return (outputs(theta) - data()[1]).square().mean(1)
 
     def loss(theta: torch.Tensor) -> torch.Tensor:
-        return losses(theta).mean()
+        return losses(theta).mean() + decay / 2 * theta @ theta
 
     hessian = torch.func.jacrev(torch.func.jacrev(loss))
     theta = torch.stack(iterates).mean(0)
@@ -208,6 +220,41 @@ def test_a_window_gives_alpha_beta_and_the_predicted_gap() -> None:
     displacement = float(((torch.stack(iterates) - theta) @ u).square().mean())
     expected = {"alpha": alpha, "beta": beta, "displacement": displacement, "predicted_gap": 0.1 * beta * noise / (4 * alpha)}
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loader_says_which_examples_there_are_and_how_they_are_drawn() -> None:
+    (x, y), chosen = data(), list(range(0, N, 2))
+    loader = DataLoader(TensorDataset(x, y), 6, sampler=SubsetRandomSampler(chosen))
+    assert tracked(mlp(), examples=loader).measure(0) == pytest.approx(tracked(mlp(), examples=(x[chosen], y[chosen])).measure(0))
+    loader = DataLoader(TensorDataset(x, y), 6, sampler=RandomSampler(range(N), replacement=True))
+    row, other = tracked(mlp(), examples=loader).measure(0), tracked(mlp()).measure(0)
+    assert row["noise_variance"] == pytest.approx(other["noise_variance"] * (N - 1) / (N - 6))
+    assert row["batch_sharpness"] != other["batch_sharpness"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_is_measured_by_a_kernel_that_has_second_derivatives(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), nn.Flatten(), nn.Linear(12, 3))
+    model.double().train(training)
+    x, y = randn(N, 3, 4, seed=1), randn(N, 3, seed=2)
+    row = tracked(model, examples=(x, y), minibs=False).measure(0)
+    with sdpa_kernel(SDPBackend.MATH):
+        values = torch.linalg.eigvalsh(dense(model, nn.functional.mse_loss, (x,), y))
+    assert row["sharpness"] == pytest.approx(float(values[-1]), rel=1e-7)
+
+
+def test_batch_normalisation_couples_examples_only_where_it_takes_the_statistics_of_the_batch() -> None:
+    own = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3)).double().eval()
+    row = tracked(own).measure(0)
+    assert "noise_variance" not in row
+    kept = with_batch_norm()
+    assert "noise_variance" not in tracked(kept).measure(0)
+    kept[1].eval()
+    row = tracked(kept, memory=1).measure(0)  # in chunks, which what is coupled does not allow
+    values = torch.linalg.eigvalsh(dense(kept, nn.functional.mse_loss, (data()[0],), data()[1]))
+    assert row["sharpness"] == pytest.approx(float(values[-1]), rel=1e-8)
+    assert row["noise_variance"] > 0
 
 
 # --- the training is left alone ----------------------------------------------------------------------------------------------
@@ -246,6 +293,31 @@ def test_a_training_is_the_same_bit_for_bit_with_and_without_measurements(networ
     assert all(torch.equal(gradients[key], other_gradients[key]) for key in other_gradients)
 
 
+def test_nothing_of_model_optimizer_and_random_streams_is_touched() -> None:
+    class Drawing(Dataset):
+        """Gives the same examples, but draws random numbers on the way."""
+
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
+            random.random(), np.random.rand()  # noqa: NPY002
+            return data()[0][i], data()[1][i]
+
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    tracked(model, examples=Drawing(), optimizer=optimizer, minibs=False).measure(0)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+    assert optimizer.state_dict()["state"] == {}
+    model[1].eval()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        tracked(model, examples=(data()[0][:, :2], data()[1]))
+    assert [module.training for module in model] == [True, False, True]
+
+
 # --- thresholds --------------------------------------------------------------------------------------------------------------
 
 
@@ -267,8 +339,11 @@ def growth(optimizer: Callable, curvature: float) -> float:
 )
 def test_sgd_diverges_just_above_the_threshold_and_not_below(options: dict) -> None:
     model = nn.Linear(1, 1, bias=False).double()
-    tracker = SharpnessTracker(model, nn.MSELoss(), (randn(4, 1), randn(4, 1)), sgd(model, **options))
+    optimizer = sgd(model, **options)
+    tracker = SharpnessTracker(model, nn.MSELoss(), (randn(4, 1), randn(4, 1)), optimizer)
     threshold = tracker.measure(0)["threshold"]
+    optimizer.param_groups[0]["lr"] = 0.0  # as a warm-up may begin
+    assert tracker.measure(1)["threshold"] == float("inf")
     assert growth(lambda p: torch.optim.SGD(p, lr=0.1, **options), 0.98 * threshold) < 1e-3
     assert growth(lambda p: torch.optim.SGD(p, lr=0.1, **options), 1.02 * threshold) > 1e3
 
@@ -338,25 +413,100 @@ def groups(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.2}], lr=0.1)
 
 
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.inner(x), 0.1, self.training)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LSTM(5, 3, num_layers=2, dropout=0.5, batch_first=True).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)[0][:, -1]
+
+
+class Augmented(Dataset):
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
+        return data()[0][i] + torch.randn(5), data()[1][i]
+
+
+def sequences() -> tuple[torch.Tensor, torch.Tensor]:
+    return randn(N, 4, 5, seed=1), data()[1]
+
+
+def sorted_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    return data()[0], torch.arange(N) // 8
+
+
+def of_two(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    if len(outputs) < 2:
+        raise ValueError("two, please")
+    return nn.functional.mse_loss(outputs, targets)
+
+
+def frozen_later() -> SharpnessTracker:
+    tracker = tracked(mlp())
+    tracker.model[0].weight.requires_grad_(False)
+    return tracker
+
+
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a stream": (lambda: tracked(mlp(), examples=Stream()), "cannot be fetched by index"),
     "a sum": (lambda: tracked(mlp(), nn.MSELoss(reduction="sum")), "not the mean over its examples"),
     "a loss of many numbers": (lambda: tracked(mlp(), nn.MSELoss(reduction="none")), "not a number: use reduction='mean'"),
     "class weights": (
-        lambda: tracked(mlp(), nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double()), labels()),
+        lambda: tracked(mlp(), nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double()), sorted_labels()),
         "not the mean over its examples",
     ),
+    "targets that do not count": (
+        lambda: tracked(mlp(), nn.CrossEntropyLoss(ignore_index=2), sorted_labels()),
+        "without class weights or ignore_index",
+    ),
+    "a loss that is no tensor": (lambda: tracked(mlp(), lambda a, b: nn.functional.mse_loss(a, b).item()), "returns float"),
+    "a loss that needs two examples": (lambda: tracked(mlp(), of_two), "cannot be taken example by example: two, please"),
     "a model that returns a dictionary": (lambda: tracked(Named()), "returns dict, not a tensor: wrap it"),
     "another optimizer": (lambda: tracked(mlp(), optimizer=torch.optim.RMSprop(mlp().parameters())), "RMSprop is not known here"),
     "an optimizer of another model": (lambda: tracked(mlp(), optimizer=sgd(mlp())), "does not train all parameters"),
     "dampening": (lambda: tracked(m := mlp(), optimizer=sgd(m, momentum=0.9, dampening=0.1)), "dampening"),
     "amsgrad": (lambda: tracked(m := mlp(), optimizer=torch.optim.Adam(m.parameters(), amsgrad=True)), "amsgrad"),
     "two step sizes": (lambda: tracked(m := mlp(), optimizer=groups(m)), "parameter groups have different settings"),
-    "a batch above n": (lambda: tracked(mlp(), batch_size=N + 1), "batch_size 25 is above the 24 examples"),
+    "a batch above n": (lambda: tracked(mlp(), batch_size=N + 1), "batch_size 25 is not between 1 and the 24 examples"),
+    "a batch of none": (lambda: tracked(mlp(), batch_size=0), "batch_size 0 is not between 1 and"),
+    "one draw": (lambda: tracked(mlp(), draws=1), "needs two"),
+    "climbing": (lambda: tracked(m := mlp(), optimizer=sgd(m, maximize=True)), "maximize"),
+    "numpy arrays": (lambda: tracked(mlp(), examples=tuple(part.numpy() for part in data())), "torch.as_tensor"),
+    "a dictionary of tensors": (lambda: tracked(mlp(), examples={"x": data()[0], "labels": data()[1]}), "give tensors (inputs"),
+    "no examples": (lambda: tracked(mlp(), examples=[]), "no examples"),
+    "empty tensors": (lambda: tracked(mlp(), examples=(data()[0][:0], data()[1][:0])), "no examples"),
+    "targets that are missing": (lambda: tracked(mlp(), examples=(data()[0], data()[1][:5])), "numbers of examples: 24, 5"),
+    "random augmentation": (lambda: tracked(mlp(), examples=Augmented()), "another example each time"),
+    "a sampler of unknown kind": (
+        lambda: tracked(mlp(), examples=DataLoader(Augmented(), 6, sampler=WeightedRandomSampler([1.0] * N, N))),
+        "draws with WeightedRandomSampler is not known here",
+    ),
+    "batches of unknown kind": (
+        lambda: tracked(mlp(), examples=DataLoader(Augmented(), batch_sampler=[[0, 1], [2, 3]])),
+        "draws with list is not known here",
+    ),
+    "half precision": (lambda: tracked(mlp().bfloat16()), "are torch.bfloat16: measure it in torch.float32"),
+    "parameters frozen later": (lambda: frozen_later().measure(0), "frozen or unfrozen since"),
+    "batches of one to normalise": (lambda: tracked(with_batch_norm(), batch_size=1).measure(0), "take a larger batch_size"),
+    "a plot of nothing": (lambda: tracked(mlp()).plot(), "nothing was measured yet"),
     "dropout": (
         lambda: tracked(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.1)).double()).measure(0),
-        "dropout makes the loss a random number: call model.eval()",
+        "random numbers, as dropout makes them: call model.eval()",
     ),
+    "dropout by a function": (lambda: tracked(Dropping()).measure(0), "random numbers, as dropout makes them"),
+    "dropout of an LSTM": (lambda: tracked(Recurrent(), examples=sequences()).measure(0), "random numbers, as dropout makes them"),
     "batch normalisation beyond the memory": (lambda: tracked(with_batch_norm(), memory=10).measure(0), "in one pass"),
     "nothing to train": (lambda: tracked(nn.Sequential(nn.Tanh()), optimizer=sgd(mlp())), "no parameters that require a gradient"),
     "a dictionary without targets": (
