@@ -27,6 +27,23 @@ from eosslib.errors import ConfigError, EosslibError, Interrupted
 log = logging.getLogger("eosslib")
 
 
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of threads: give a whole number from 1 on")
+    return int(text)
+
+
+def _gibibytes(text: str) -> int:
+    """Return bytes."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of GiB: give one above 0, such as 0.5")
+    return int(size * 2**30)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eosslib", description="Train and describe the runs of the companion.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -40,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, help="folder of the run files (default data/runs/<preset>)")
     train.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
     train.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:1, …")
-    train.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: start several processes instead)")
-    train.add_argument("--memory", type=float, help="GiB that kept passes may hold (default 4, on a GPU a third of its memory)")
+    train.add_argument("--threads", type=_threads, default=1, help="CPU threads (default 1: start several processes instead)")
+    train.add_argument("--memory", type=_gibibytes, help="GiB of kept passes (default 4, on a GPU a third of its memory)")
     train.add_argument("--force", action="store_true", help="train again what is there, from the start")
     train.add_argument("--max-seconds", type=float, help="write a checkpoint and stop after so long; exit status 75")
     train.add_argument("--checkpoint-seconds", type=float, default=30.0, help="time between checkpoints (default 30)")
@@ -112,7 +129,7 @@ def _train(args: argparse.Namespace) -> int:
         data_folder=args.data,
         force=args.force,
         checkpoint_seconds=args.checkpoint_seconds,
-        memory=None if args.memory is None else int(args.memory * 2**30),
+        memory=args.memory,
         deadline=deadline,
     )
     for group in groups:

@@ -13,7 +13,8 @@ import pandas as pd
 from eosslib import theory
 
 RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "noise", "sampling", "full_batch", "seed", "threshold"]
-RUN_KEYS += ["optimizer", "momentum"]
+RUN_KEYS += ["optimizer", "momentum", "width", "depth", "init_scale", "dataset"]
+NETWORK = ["model", "width", "depth", "init_scale", "dataset", "train_size", "loss_name"]  # what tells networks apart
 BLOCKS = 5  # of a plateau, for its error in time
 PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (science of the sharpness-gap paper)
 
@@ -68,17 +69,26 @@ def _drift(values: pd.Series) -> float:
 def gaps(table: pd.DataFrame) -> pd.DataFrame:
     """Sharpness gap ΔS = S_GD − S_SGD(b) of every run against full-batch gradient descent of the same network and seed.
 
+    Networks are the same whose settings in ``NETWORK``, optimizer, momentum and step size are.
+
     Args:
         table: Plateaus; those of gradient descent must be among them.
 
     Returns:
         The rows that are not gradient descent, with ``gap``, ``gap_se`` (the errors in time of both plateaus) and
         ``relative_gap`` (in units of 2/η); NaN where gradient descent of the same network and seed is not among the runs.
+
+    Raises:
+        ValueError: Several runs of gradient descent have the same network, optimizer and seed.
     """
-    keys = ["model", "loss_name", "lr", "optimizer", "momentum", "train_size", "seed"]
+    keys = [*NETWORK, "lr", "optimizer", "momentum", "seed"]
     baseline = table[table.full_batch][[*keys, "sharpness", "sharpness_se"]]
     baseline = baseline.rename(columns={"sharpness": "gd_sharpness", "sharpness_se": "gd_sharpness_se"})
-    merged = table[~table.full_batch].merge(baseline, on=keys, how="left")
+    try:
+        merged = table[~table.full_batch].merge(baseline, on=keys, how="left", validate="many_to_one")
+    except pd.errors.MergeError:
+        entries = ", ".join(table[table.full_batch & table.duplicated([*keys, "full_batch"], keep=False)].entry.unique())
+        raise ValueError(f"gradient descent of one network and seed stands in several runs: leave out some of {entries}") from None
     merged["gap"] = merged.gd_sharpness - merged.sharpness
     merged["gap_se"] = np.hypot(merged.gd_sharpness_se, merged.sharpness_se)
     merged["relative_gap"] = merged.gap / merged.threshold
@@ -105,7 +115,8 @@ def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
     Averages over the plateau's windows come first, quotients after.
 
     Args:
-        frame: Trajectories of runs with windows, those of gradient descent among them.
+        frame: Trajectories of runs with windows, those of gradient descent among them; where only some have windows, the
+            others' predictions are NaN.
 
     Returns:
         A row a run: its settings, ``gap`` and ``gap_se`` as ``gaps`` gives them (0 and NaN for gradient descent itself),
@@ -117,7 +128,12 @@ def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
         oscillation (``theory.edge_noise_factor``); ``top_j``, where the top j directions together hold the sharpness down
         (``windows.measure``). ``from_displacement`` is ησ_u²/(2E[x²]) with E[x²] measured, finite and reshuffled.
         ``balance_j`` is the part of 2α that the top j directions carry: 1 if all of it.
+
+    Raises:
+        ValueError: No run has windows, or ``gaps`` finds several runs of gradient descent to compare one with.
     """
+    if "window_alpha" not in frame:
+        raise ValueError("these runs have no windows: train them with window, window_every and window_from")
     table = plateaus(frame)
     table = table.merge(gaps(table)[[*RUN_KEYS, "gap", "gap_se"]], on=RUN_KEYS, how="left")
     table.loc[table.full_batch, "gap"] = 0.0
@@ -145,7 +161,12 @@ def coupled(frame: pd.DataFrame) -> pd.DataFrame:
         (``y``); ``error``, the coupling error over the distance from the constrained trajectory at the end; means ``S`` and
         ``S_predicted``; ``closure``, E[x²y]/(E[x²]E[y]), and ``closure_bound``, how far from 1 Cauchy and Schwarz let it go at
         most; ``Ey``, E[y].
+
+    Raises:
+        ValueError: No run has coupled steps.
     """
+    if "coupling_error" not in frame:
+        raise ValueError("these runs have no coupled steps: train them with coupled_steps")
     rows = []
     for key, part in frame[~frame.diverged].groupby(RUN_KEYS):
         x2, y = part.x**2, part.y
@@ -221,7 +242,8 @@ def over_gap(prediction: pd.DataFrame, gap: pd.DataFrame) -> pd.DataFrame:
         ``mean`` and ``se`` of the ratios, NaN where the gap is not clear.
     """
     ratio = (prediction["mean"] / gap["mean"]).where(gap.clear)
-    return pd.DataFrame({"mean": ratio, "se": ratio * np.hypot(prediction.se / prediction["mean"], gap.se / gap["mean"])})
+    relative = np.hypot(prediction.se / prediction["mean"], gap.se / gap["mean"])
+    return pd.DataFrame({"mean": ratio, "se": ratio.abs() * relative})
 
 
 def _in_time(table: pd.DataFrame, column: str, by: Sequence[str]) -> np.ndarray:
@@ -280,13 +302,19 @@ def static_gaps(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row a run, step (the first and the last) and batch size ``size``: ``minibs``, ``minibs_se``, ``gap``, ``gap_se``
         (sampling errors), ``sharpness``, and ``factor``, the variance of a batch mean over that of one example.
+
+    Raises:
+        ValueError: No run has static sizes.
     """
     rows = []
     names = [name for name in map(str, frame.columns) if name.startswith("static_gap_") and not name.endswith("_se")]
+    names = [name for name in names if frame[name].notna().any()]
+    if not names:
+        raise ValueError("these runs have no gaps at fixed parameters: train them with static_sizes and minibs_draws")
     for name in names:
         size, minibs = int(name.rsplit("_", 1)[1]), name.replace("gap", "minibs")
         part = frame[frame[name].notna()]
         columns = {"minibs": part[minibs], "minibs_se": part[f"{minibs}_se"], "gap": part[name], "gap_se": part[f"{name}_se"]}
-        factor = theory.finite_population(part.train_size.iloc[0], size, part.sampling.iloc[0])
+        factor = [theory.finite_population(n, size, how) for n, how in zip(part.train_size, part.sampling, strict=True)]
         rows.append(part[[*RUN_KEYS, "step", "sharpness"]].assign(size=size, factor=factor, **columns))
     return pd.concat(rows, ignore_index=True)

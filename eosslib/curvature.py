@@ -24,7 +24,20 @@ GRAPH_FACTOR = 4
 
 
 def chunks(objective: Objective, params: Sequence[torch.Tensor], x: torch.Tensor, memory: int = DEFAULT_MEMORY) -> list[slice]:
-    """Cut the examples into chunks whose layer outputs stay within the budget (and, on the CPU, within its caches)."""
+    """Cut the examples into chunks whose layer outputs stay within the budget (and, on the CPU, within its caches).
+
+    Args:
+        objective: Network and loss.
+        params: Each (R, *shape).
+        x: Inputs (1, n, *shape) or (R, n, *shape).
+        memory: Bytes that a chunk's pass and a product may hold.
+
+    Returns:
+        Slices of the n examples; a single one with batch normalisation, which couples them; none where n is 0.
+
+    Raises:
+        ConfigError: Batch normalisation needs all examples in one pass, and that does not fit the memory.
+    """
     n, network, stack = x.shape[1], objective.network, len(params[0])
     if n == 0:
         return []
@@ -93,6 +106,9 @@ class Hessian:
             x: Inputs (1, n, *shape) shared by the stack, or (R, n, *shape), one set for each network.
             y: Targets (1, n, K) or (R, n, K).
             memory: Bytes that the kept passes may hold.
+
+        Raises:
+            ConfigError: Batch normalisation needs all examples in one pass, and that does not fit the memory.
         """
         self._objective, self._x, self._y = objective, x, y
         self._params = objective.network.views(theta.clone())
@@ -232,6 +248,9 @@ def third_derivative(
         x: Inputs (1, n, *shape).
         y: Targets (1, n, K).
         memory: Bytes that the graphs may hold.
+
+    Raises:
+        ConfigError: Batch normalisation needs all examples in one pass, and that does not fit the memory.
     """
     network, result = objective.network, torch.zeros_like(theta)
     parts = chunks(objective, network.views(theta), x, memory // 4)  # the graph keeps every tangent besides

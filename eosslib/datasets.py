@@ -76,16 +76,19 @@ def load(
 
     Args:
         name: ``digits``, ``cifar10`` or ``topics``.
-        train_size: Number of training examples to use, the first ones of the set.
+        train_size: Number of training examples to use: the first images of the set; of text, examples spread evenly over all
+            of it. The digits that are left are the test images; of all 1,797 none is, and there is no test accuracy.
         device: Where the tensors go.
         dtype: Floating-point type of images and targets.
         folder: Where ``cifar10_5k.npz`` lies; default ``data/``.
 
     Raises:
-        DataError: The name is unknown, the file is missing or corrupt, or it has fewer than ``train_size`` examples.
+        DataError: The name is unknown, the file is missing or corrupt, or ``train_size`` is below 1 or above what there is.
     """
     if name not in _SETS:
         raise DataError(f"unknown data set '{name}'; there are {', '.join(_SETS)}")
+    if train_size < 1:
+        raise DataError(f"{train_size} training examples were asked for: ask for at least 1")
     read, classes, axes = _SETS[name]
     images, labels, test_images, test_labels = read(train_size, folder or DATA_FOLDER)
     if train_size > len(images):
@@ -172,7 +175,7 @@ def fetch_cifar10(folder: Path | None = None) -> Path:
         The path of the file.
 
     Raises:
-        DataError: The file that is there is corrupt, or the download failed.
+        DataError: The file that is there is corrupt, the download failed or is another one, or the folder cannot be written to.
     """
     folder = folder or DATA_FOLDER
     path = folder / CIFAR_FILE
@@ -184,22 +187,23 @@ def fetch_cifar10(folder: Path | None = None) -> Path:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".cifar10-") as scratch:
+            try:
+                train = CIFAR10(scratch, train=True, download=True)
+                test = CIFAR10(scratch, train=False)
+            except (OSError, RuntimeError) as error:
+                raise DataError(
+                    f"CIFAR-10 could not be downloaded ({error}):"
+                    f" get {CIFAR_FILE} on a machine with internet and put it into {folder}"
+                ) from None
+            arrays = cut_cifar10(train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))
+            if checksum(arrays) != CIFAR_SHA256:
+                raise DataError("the downloaded CIFAR-10 differs from the one this project was checked with")
+            temporary = Path(scratch) / CIFAR_FILE
+            np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error.strerror or error}") from None
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".cifar10-") as scratch:
-        try:
-            train = CIFAR10(scratch, train=True, download=True)
-            test = CIFAR10(scratch, train=False)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"CIFAR-10 could not be downloaded ({error}): get {CIFAR_FILE} on a machine with internet and put it into {folder}"
-            ) from None
-        arrays = cut_cifar10(train.data, np.asarray(train.targets), test.data, np.asarray(test.targets))
-        if checksum(arrays) != CIFAR_SHA256:
-            raise DataError("the downloaded CIFAR-10 differs from the one this project was checked with")
-        temporary = Path(scratch) / CIFAR_FILE
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 

@@ -33,8 +33,8 @@ class Headline:
 
     @classmethod
     def slope(cls, quantity: str, fit: PowerLaw, paper: str = "–") -> Headline:
-        """Return the slope of a fit with the standard error of the regression."""
-        return cls(quantity, fit.slope, fit.slope_se, paper)
+        """Return the slope of a fit with its standard error over seeds, of one seed that of the regression."""
+        return cls(quantity, fit.slope, fit.error, paper)
 
     @property
     def text(self) -> str:
@@ -44,7 +44,8 @@ class Headline:
 
 def table(headlines: Sequence[Headline]) -> pd.DataFrame:
     """Headline numbers as a table: quantity, ours, paper."""
-    return pd.DataFrame([{"quantity": h.quantity, "ours": h.text, "paper": h.paper} for h in headlines]).set_index("quantity")
+    rows = [(h.quantity, h.text, h.paper) for h in headlines]
+    return pd.DataFrame(rows, columns=["quantity", "ours", "paper"]).set_index("quantity")
 
 
 def texts(means: pd.DataFrame) -> list[str]:
@@ -52,11 +53,11 @@ def texts(means: pd.DataFrame) -> list[str]:
     return [plus_minus(row["mean"], row["se"]) if np.isfinite(row["mean"]) else "–" for _, row in means.iterrows()]
 
 
-def check(claims: Mapping[str, bool | np.bool_ | NAType], enforce: bool = True) -> list[str]:
+def check(claims: Mapping[str, bool | np.bool_ | float | NAType], enforce: bool = True) -> list[str]:
     """Say for each claim whether it holds, and insist on it.
 
     Args:
-        claims: What the reader should have seen → whether the numbers say so; ``pandas.NA`` where a run is missing.
+        claims: What the reader should have seen → whether the numbers say so; ``pandas.NA`` or NaN where a run is missing.
         enforce: False for a preset whose numbers mean nothing.
 
     Returns:
@@ -65,8 +66,14 @@ def check(claims: Mapping[str, bool | np.bool_ | NAType], enforce: bool = True) 
     Raises:
         AssertionError: A claim does not hold or was not measured; the message names all of these.
     """
-    words = {claim: "not measured" if holds is pd.NA else "holds" if holds else "does not hold" for claim, holds in claims.items()}
+    words = {claim: _word(holds) for claim, holds in claims.items()}
     failed = [claim for claim, word in words.items() if word != "holds"]
     if enforce and failed:
         raise AssertionError("; ".join(f"{words[claim]}: {claim}" for claim in failed))
     return [f"{word}: {claim}" for claim, word in words.items()]
+
+
+def _word(holds: bool | np.bool_ | float | NAType) -> str:
+    if holds is pd.NA or (isinstance(holds, float | np.floating) and np.isnan(holds)):
+        return "not measured"
+    return "holds" if holds else "does not hold"

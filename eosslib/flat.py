@@ -22,7 +22,8 @@ Params = tuple[torch.Tensor, ...]
 class StackedNetwork:
     """A ``nn.Sequential`` as a function of a stack of flat parameter vectors.
 
-    The layers are written out; ``automatic.ModuleNetwork`` is the same for any module.
+    The layers are written out, each with parameters of its own that are all trained; ``automatic.ModuleNetwork`` is the same
+    for any module.
 
     Attributes:
         shapes: Shapes of the parameters of one network, in the module's order.
@@ -36,10 +37,13 @@ class StackedNetwork:
         """Read layers and shapes off the module; its values are not kept.
 
         Raises:
-            TypeError: A layer has no stacked form.
+            TypeError: The module is no ``nn.Sequential``, a layer has no stacked form, a parameter is frozen, or two layers share
+                one, as where a module is used twice.
         """
-        if not isinstance(module, nn.Sequential):
-            raise TypeError(f"{type(module).__name__} is not nn.Sequential")
+        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+            raise TypeError(f"{type(module).__name__} does not apply its layers one after the other, as nn.Sequential does")
+        if not all(p.requires_grad for p in module.parameters()):
+            raise TypeError("only networks without frozen parameters can be stacked")
         self.shapes = [tuple(p.shape) for p in module.parameters()]
         self.sizes = [prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
@@ -48,6 +52,8 @@ class StackedNetwork:
             layer = layer_of(part)
             self.layers.append((layer, slice(position, position + layer.parameters)))
             position += layer.parameters
+        if position != len(self.shapes):  # which has a shared parameter once
+            raise TypeError("only layers with parameters of their own can be stacked")
         self.first = next((i for i, (layer, _) in enumerate(self.layers) if layer.parameters), len(self.layers))
         self.one_by_one = any(layer.one_by_one for layer, _ in self.layers)
 
@@ -238,7 +244,10 @@ class Objective:
 
     @staticmethod
     def of(module: nn.Module, loss: Loss) -> Objective:
-        """Combine a module with a loss: with written-out layers where there are such, else with automatic differentiation."""
+        """Combine a module with a loss: with written-out layers where there are such, else with automatic differentiation.
+
+        The latter also where parameters are frozen, which then do not count, or shared between layers, which count once.
+        """
         network: StackedNetwork | ModuleNetwork
         try:
             network = StackedNetwork(module)

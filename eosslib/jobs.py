@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from eosslib import __version__, datasets, runs
 from eosslib.config import Group, RunConfig, defaults
+from eosslib.devices import choose_device
 from eosslib.errors import Interrupted, RunFileError
 from eosslib.training import State, Trainer
 
@@ -31,7 +32,7 @@ class Options:
     """How to train, as far as it does not change the numbers."""
 
     folder: Path  # of the preset's runs
-    device: str = "cpu"
+    device: str = "cpu"  # as for ``devices.choose_device``
     data_folder: Path | None = None
     force: bool = False  # train again what is there
     checkpoint_seconds: float = 30.0
@@ -56,8 +57,9 @@ def train_group(group: Group, options: Options) -> list[Path]:
     Raises:
         Interrupted: Stopped from outside or at the deadline; the checkpoint holds the last measurement.
         RunFileError: A file cannot be written.
-        DataError: The data set is missing or corrupt.
+        DataError: The data set is missing or corrupt, or has too few examples.
         DeviceError: The device does not exist.
+        ConfigError: The settings do not fit the data, the network or the memory.
     """
     paths = {config: runs.run_path(options.folder, group, config) for config in group.runs}
     missing = [config for config in group.runs if options.force or not _is_done(paths[config], config)]
@@ -77,7 +79,8 @@ def _is_done(path: Path, config: RunConfig) -> bool:
 
 def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
     checkpoint = checkpoint_path(options.folder, group)
-    trainer = Trainer(configs, options.device, data=_data(configs[0], options), memory=options.memory)
+    device = choose_device(options.device)
+    trainer = Trainer(configs, device, data=_data(configs[0], device, options.data_folder), memory=options.memory)
     if not options.force:
         _resume(trainer, configs, checkpoint)
     for config in configs:  # find out now, not after hours, that the folder cannot be written to
@@ -117,9 +120,8 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
-def _data(config: RunConfig, options: Options) -> datasets.Dataset:
-    dtype = getattr(torch, config.dtype)
-    return datasets.load(config.dataset, config.train_size, device=options.device, dtype=dtype, folder=options.data_folder)
+def _data(config: RunConfig, device: torch.device, folder: Path | None) -> datasets.Dataset:
+    return datasets.load(config.dataset, config.train_size, device=device, dtype=getattr(torch, config.dtype), folder=folder)
 
 
 def _status(state: State, config: RunConfig) -> str:

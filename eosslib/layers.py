@@ -71,11 +71,14 @@ class Layer:
 
 
 class Linear(Layer):
-    """y = x Wᵀ + b."""
+    """y = x Wᵀ + b, for inputs (R, B, features)."""
 
     parameters = 2
 
     def forward(self, p: Params, x: torch.Tensor) -> Kept:
+        if x.ndim != 3 or x.shape[2] != p[0].shape[2]:
+            takes, given = f"{p[0].shape[2]} features an example", " × ".join(map(str, x.shape[2:]))
+            raise TypeError(f"a linear layer takes {takes}, not {given}: put nn.Flatten before it, or mend its size")
         return Kept(p, x, product(x, p[0].mT, plus=p[1].unsqueeze(1)))
 
     def input_gradient(self, k: Kept, g: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
 from eosslib.sampling import independent_batches
 from eosslib.streams import generator
-from eosslib.theory import finite_population
+from eosslib.theory import check_batches, finite_population
 
 MAX_LOTS = 20
 
@@ -80,6 +80,10 @@ def sharpness(
 
     Returns:
         Eigenpairs; values in loss per squared parameter, so that ``values * lr`` is dimensionless and 2 is the edge.
+
+    Raises:
+        ValueError: As ``eigen.top_eigenpairs``: k, the start vectors or ``max_products`` do not allow a solve.
+        ConfigError: Batch normalisation needs more than ``memory``.
     """
     parts = []
     for rows in solved_together(theta):
@@ -103,6 +107,9 @@ def preconditioned_sharpness(
 
     Returns:
         Eigenpairs; the vectors are those of the symmetric matrix, not of P⁻¹H.
+
+    Raises:
+        ValueError: As ``eigen.top_eigenpairs``: a start vector is zero or not finite.
     """
     start = torch.cat([(u / scale).unsqueeze(1), random], dim=1)
     return top_eigenpairs(lambda v: scale * hessian(scale * v), start, tol=tol)
@@ -143,14 +150,25 @@ def noise_variance(
         memory: Bytes of intermediate results.
 
     Returns:
-        σ_u² of each network (R,), in squared loss per squared parameter.
+        σ_u² of each network (R,), in squared loss per squared parameter; NaN where batch normalisation couples the
+        examples, which then have no gradients of their own.
+
+    Raises:
+        ValueError: The sampling is unknown, or a batch of this size cannot be drawn.
     """
+    check_batches(x.shape[1], batch_size, sampling)
+    if objective.network.couples_examples:
+        return torch.full_like(theta[:, 0], torch.nan)
     slopes = Hessian(objective, theta, x, y, memory).slopes(u)
     return variance_of_batch_means(slopes, batch_size, sampling)
 
 
 def variance_of_batch_means(slopes: torch.Tensor, batch_size: int, sampling: str) -> torch.Tensor:
-    """Variance over mini-batches of the batch's mean of a per-example quantity: (R, n) → (R,)."""
+    """Variance over mini-batches of the batch's mean of a per-example quantity: (R, n) → (R,).
+
+    Raises:
+        ValueError: The sampling is unknown, or a batch of this size cannot be drawn.
+    """
     return slopes.var(1, correction=0) * finite_population(slopes.shape[1], batch_size, sampling)
 
 
@@ -194,7 +212,7 @@ def batch_sharpness(
         memory: Bytes of intermediate results (default ``devices.drawn_memory``).
 
     Raises:
-        ValueError: Fewer than two draws for a batch below n, so that there is no standard error.
+        ValueError: As ``lots``, or there is not one key for each network.
     """
     memory = drawn_memory(theta.device, memory)
     at_once = draws_at_once(objective, theta, x, batch_size, memory)
@@ -257,7 +275,8 @@ def minibatch_sharpness(
         memory: Bytes of intermediate results (default ``devices.drawn_memory``).
 
     Raises:
-        ValueError: Fewer than two draws for a batch below n.
+        ValueError: As ``lots``, there is not one key for each network, or a vector of ``u`` is zero or not finite.
+        ConfigError: Batch normalisation needs more than ``memory`` for a batch.
     """
     memory = drawn_memory(theta.device, memory)
     at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)  # the basis holds more vectors
@@ -286,8 +305,21 @@ def minibatch_sharpness(
 
 
 def lots(x: torch.Tensor, batch_size: int, draws: int, sampling: str, key: tuple[str | int, ...]) -> Iterator[torch.Tensor]:
-    """Yield lots of independent mini-batches, indices (draws, b); where all batches are the same, one of them."""
+    """Yield lots of independent mini-batches, indices (draws, b); where all batches are the same, one of them.
+
+    Args:
+        x: Inputs (1, n, *shape).
+        batch_size: b.
+        draws: Number of mini-batches in a lot.
+        sampling: ``reshuffle`` or ``iid``.
+        key: The name of the random stream.
+
+    Raises:
+        ValueError: The sampling is unknown, a batch of this size cannot be drawn, or fewer than two draws where batches differ
+            (b < n, or ``iid``), so that there is no standard error.
+    """
     n = x.shape[1]
+    check_batches(n, batch_size, sampling)
     if batch_size == n and sampling != "iid":
         yield torch.arange(n, device=x.device).unsqueeze(0)
         return
@@ -324,6 +356,9 @@ def loss_and_accuracy(
         x: Inputs (1, n, *shape).
         y: One-hot targets (1, n, K).
         memory: Bytes of intermediate results.
+
+    Raises:
+        ConfigError: Batch normalisation needs more than ``memory``.
     """
     params = objective.network.views(theta)
     loss, right = theta.new_zeros(len(theta)), theta.new_zeros(len(theta))

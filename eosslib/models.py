@@ -140,10 +140,11 @@ def build(name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int,
         shape: Shape of one example (C, H, W); (1, 1, W) for text.
         n_outputs: Number of outputs K.
         width: Hidden units, or channels.
-        depth: Hidden layers, or convolutions; not used by the residual networks.
+        depth: Hidden layers, convolutions, blocks of a transformer, or layers of an LSTM; not used by the residual networks.
 
     Raises:
-        ConfigError: The name is unknown, or the image is too small for so many poolings.
+        ConfigError: The name is unknown, the image is too small for so many poolings, a model of text is to see images, or the
+            width of a transformer is not a multiple of its 4 heads.
     """
     channels, height, wide = shape
     layers: list[nn.Module] = []
@@ -179,6 +180,18 @@ def initialised(
     """Build a network whose PyTorch default initialisation is drawn from the seed's own stream, then scaled by ``scale``.
 
     The caller's random state is left as it was.
+
+    Args:
+        name: As for ``build``, and so are the arguments up to ``depth``.
+        shape: (C, H, W).
+        n_outputs: K.
+        width: Hidden units, or channels.
+        depth: Hidden layers, and the like.
+        seed: The run's seed.
+        scale: Factor on every parameter.
+
+    Raises:
+        ConfigError: As ``build``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed_of("init", seed))

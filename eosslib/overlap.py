@@ -51,7 +51,9 @@ def measure(
     Costs about 40 gradients on the examples of all draws. Arguments as for ``measurements.minibatch_sharpness``.
 
     Raises:
-        ValueError: Fewer than two draws for a batch below n.
+        ValueError: As ``measurements.lots``: among others fewer than two draws where batches differ, also at b = n with
+            ``iid``; or there is not one key for each network.
+        ConfigError: Batch normalisation needs more than ``memory`` for a batch.
     """
     memory = drawn_memory(theta.device, memory)
     at_once = max(1, draws_at_once(objective, theta, x, batch_size, memory) // 4)

@@ -63,12 +63,16 @@ def distance(ax: Axes, lr: float = 1.3, starts: Sequence[float] = (0.01, 6.0), s
         lr: Step size η > 1.
         starts: First iterates.
         steps: Number of steps.
+
+    Raises:
+        ValueError: η ≤ 1, where there is no cycle.
     """
+    cycle = toys.two_cycle(lr)
     for start in starts:
         ax.plot(np.abs(toys.descend(toys.flat_tails(), start, lr, steps)), ".-", ms=3, lw=0.8, label=f"from x = {start:g}")
-    ax.axhline(toys.two_cycle(lr), color="C3", lw=0.9, ls=":", label="curvature felt = 2/η")
-    ax.set(yscale="log", xlabel="step", ylabel="|x|")
-    ax.legend()
+    ax.axhline(cycle, color="C3", lw=0.9, ls=":", label="curvature felt = 2/η")
+    ax.set(yscale="log", xlabel="step", ylabel="|x|", title=f"the same, η = {lr:g}\nfrom every start")
+    ax.legend(loc="lower right")
 
 
 def valley(
@@ -88,7 +92,7 @@ def valley(
     shown = path[: until or steps]
     ax.plot(path[:, 0], path[:, 1], ",", color="0.8", zorder=0)
     ax.plot(shown[-400:, 0], shown[-400:, 1], ".", color="C0", ms=1.5)
-    ax.plot(*shown[-1], "o", color="C3", ms=5)
+    ax.plot(*shown[-1], "o", color="black", ms=5)  # orange is where the other pictures start
     plotting.threshold(ax, theory.threshold(lr))
     ax.set(xlabel="x, across the valley", ylabel="y, the curvature", title="the valley" + (", with noise" if noise else ""))
 

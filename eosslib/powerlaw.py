@@ -32,12 +32,18 @@ class PowerLaw:
     """Least-squares line through log y against log x, y ≈ prefactor · x^slope."""
 
     slope: float
-    slope_se: float
+    slope_se: float  # from the scatter around the line
     prefactor: float
     r_squared: float
     x: np.ndarray  # fitted points
     excluded: np.ndarray  # x where y was not positive and has no logarithm
     _scatter: float
+    seeds_se: float | None = None  # of the slope over seeds, where ``jackknife`` found it
+
+    @property
+    def error(self) -> float:
+        """Standard error of the slope: over seeds where it is known, else that of the regression."""
+        return self.slope_se if self.seeds_se is None else self.seeds_se
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Return the fitted y."""
@@ -52,8 +58,13 @@ class PowerLaw:
         return self(x) * np.exp(-half), self(x) * np.exp(half)
 
     def __str__(self) -> str:
-        """Slope, its standard error, R² and the number of points."""
-        return f"slope {self.slope:.2f} ± {self.slope_se:.2f}, R² {self.r_squared:.3f}, {len(self.x)} points"
+        """Slope, its standard error (over seeds, if that is known), R² and the number of points."""
+        return f"slope {plus_minus(self.slope, self.error)}, R² {self.r_squared:.3f}, {len(self.x)} points"
+
+
+def _positive(x: np.ndarray) -> None:
+    if not (np.isfinite(x) & (x > 0)).all():
+        raise ValueError("a power law needs positive x: leave out the points where it is not")
 
 
 def fit(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> PowerLaw:
@@ -61,8 +72,12 @@ def fit(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> Power
 
     The standard error of the slope is the regression's, from the scatter around the line.
 
+    Args:
+        x: Positive (N,); values may repeat.
+        y: Values (N,); those that are not positive or not finite are left out.
+
     Raises:
-        ValueError: Fewer than three points are positive.
+        ValueError: Fewer than three y are positive, or their x are not positive or all the same.
 
     Example:
         >>> fit([1, 2, 4, 8], [8, 4, 2, 1]).slope
@@ -72,6 +87,9 @@ def fit(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> Power
     good = np.isfinite(ys) & (ys > 0)
     if good.sum() < 3:
         raise ValueError(f"a power law needs three positive points, there are {good.sum()}")
+    _positive(xs[good])
+    if len(set(xs[good])) < 2:
+        raise ValueError(f"a power law needs two different x, all are {xs[good][0]:g}")
     logs = np.log(xs[good])
     line = stats.linregress(logs, np.log(ys[good]))
     return PowerLaw(
@@ -91,6 +109,9 @@ def fit_each(table: pd.DataFrame, by: str) -> dict[str, PowerLaw]:
     Args:
         table: ``batch_size`` and ``mean``, as ``analysis.over_seeds`` gives them.
         by: Column that tells the groups apart.
+
+    Raises:
+        ValueError: As ``fit``, for a group with three positive means or more.
     """
     groups = table.groupby(by, sort=False)
     return {str(key): fit(part.batch_size, part["mean"]) for key, part in groups if (part["mean"] > 0).sum() > 2}
@@ -147,8 +168,14 @@ def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, p
     All ways to put the breaks between points are tried first, with at least two points in a piece, and the best one is refined
     (``scipy.optimize.curve_fit``), whose covariance gives the standard errors.
 
+    Args:
+        x: Positive and different (N,): average over seeds first.
+        y: Values (N,); those that are not positive or not finite are left out.
+        pieces: Number of slopes.
+
     Raises:
-        ValueError: There are not more positive points than parameters (two a piece).
+        ValueError: There are not more positive y than parameters (two a piece), or their x are not positive or repeat.
+        RuntimeError: The refinement does not converge.
 
     Example:
         >>> x = np.array([1, 2, 4, 8, 16, 32, 64.0])
@@ -158,10 +185,13 @@ def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, p
     """
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     good = np.isfinite(ys) & (ys > 0)
+    _positive(xs[good])
     order = np.argsort(xs[good])
     t, v = np.log(xs[good])[order], np.log(ys[good])[order]
     if len(t) <= 2 * pieces:
         raise ValueError(f"{pieces} pieces need more than {2 * pieces} positive points, there are {len(t)}")
+    if not np.diff(t).all():
+        raise ValueError("x repeats, and breaks lie between points: average the y of the same x first, over seeds for example")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a break that the data do not need has no error: NaN
         parameters, covariance = optimize.curve_fit(_broken_line, t, v, p0=_best_breaks(t, v, pieces), maxfev=10_000)
@@ -184,8 +214,14 @@ def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, p
 def fit_regimes(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, most: int = 3) -> dict[int, BrokenPowerLaw]:
     """Fit power laws of one to ``most`` pieces, as many as there are points for, the best by its information criterion first.
 
+    Args:
+        x: Positive and different (N,): average over seeds first.
+        y: Values (N,); those that are not positive or not finite are left out.
+        most: Largest number of pieces.
+
     Raises:
-        ValueError: Fewer than three points are positive.
+        ValueError: Fewer than three y are positive, or their x are not positive or repeat.
+        RuntimeError: A refinement does not converge.
     """
     positive = np.sum(np.asarray(y, dtype=float) > 0)
     fits = {m: fit_broken(x, y, m) for m in range(1, most + 1) if m == 1 or positive > 2 * m}

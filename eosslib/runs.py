@@ -126,7 +126,7 @@ def load(path: Path | str, expect: RunConfig | None = None) -> Run:
         expect: The configuration the run must have been trained with.
 
     Raises:
-        RunFileError: The file is missing, truncated, or was not written by eosslib.
+        RunFileError: The file is missing, a folder, truncated, or was not written by eosslib.
         ConfigMismatch: The stored configuration differs from ``expect``; the message names the key.
     """
     config, provenance, table = read(path, expect)
@@ -134,8 +134,15 @@ def load(path: Path | str, expect: RunConfig | None = None) -> Run:
 
 
 def read(path: Path | str, expect: RunConfig | None = None) -> tuple[RunConfig, dict[str, Any], pa.Table]:
-    """Read a run's configuration, provenance and trajectory as ``load`` does, without pandas."""
+    """Read a run's configuration, provenance and trajectory as ``load`` does, without pandas.
+
+    Raises:
+        RunFileError: The file is missing, a folder, truncated, or was not written by eosslib.
+        ConfigMismatch: The stored configuration differs from ``expect``; the message names the key.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise RunFileError(f"{path} is a folder: name one of the run files in it")
     if not path.is_file():
         raise RunFileError(f"{path} does not exist: train it first")
     try:
@@ -176,8 +183,11 @@ def locate(preset: Preset, entries: tuple[str, ...], folder: str | Path | None =
             ones in ``data/reference/<preset>``, where some may be missing.
 
     Raises:
+        ConfigError: No entry is named, or one that the preset does not have.
         RunFileError: Runs are missing.
     """
+    if not entries:
+        raise ConfigError(f"no entries of preset {preset.name} were named: name some of those under runs:")
     candidates = [Path(folder)] if folder else [ROOT / "data" / kind / preset.name for kind in ("runs", "reference")]
     wanted = [(group, config) for group in preset.select(entries) for config in group.runs]
     for candidate in candidates:
@@ -193,14 +203,15 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
     """Read all runs of some entries into one tidy table, every run checked against the preset.
 
     Returns:
-        A row a measurement; beside the trajectories' columns stand ``entry``, ``model``, ``depth``, ``loss_name``,
-        ``batch_size``, ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``, ``steps``, ``full_batch``,
-        ``diverged``, ``optimizer`` and ``momentum``; where a schedule changes settings these are the first, and ``edge`` is the
-        threshold in force from the row's step on.
+        A row a measurement; beside the trajectories' columns stand ``entry``, ``dataset``, ``model``, ``width``, ``depth``,
+        ``init_scale``, ``loss_name``, ``batch_size``, ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``,
+        ``steps``, ``full_batch``, ``diverged``, ``optimizer`` and ``momentum``; where a schedule changes settings these are the
+        first, and ``edge`` is the threshold in force from the row's step on.
         ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
         committed ones lack (empty if none).
 
     Raises:
+        ConfigError: No entry is named, or one that the preset does not have.
         RunFileError: A run is missing or unreadable.
         ConfigMismatch: A run was trained with other settings than the preset's.
     """
@@ -220,8 +231,11 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
             parts.append(
                 run.frame.assign(
                     entry=group.entry,
+                    dataset=config.dataset,
                     model=config.model,
+                    width=config.width,
                     depth=config.depth,
+                    init_scale=config.init_scale,
                     loss_name=config.loss,
                     batch_size=config.batch_size,
                     train_size=config.train_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from eosslib.streams import integers, permutations, seed_of, words
+from eosslib.theory import check_batches
 
 
 def _seeds(key: tuple[str | int, ...], places: range, device: torch.device | str) -> torch.Tensor:
@@ -22,7 +23,7 @@ def batches(
 
     Args:
         n: Number of training examples.
-        batch_size: b, 1 ≤ b ≤ n.
+        batch_size: b ≥ 1, with ``reshuffle`` at most n.
         sampling: ``reshuffle`` or ``iid``.
         seed: The run's seed.
         start: First step.
@@ -32,10 +33,14 @@ def batches(
     Returns:
         Indices (stop − start, b).
 
+    Raises:
+        ValueError: The sampling is unknown, or a batch of this size cannot be drawn.
+
     Example:
         >>> batches(4, 2, "reshuffle", 0, 0, 2).flatten().sort().values.tolist()
         [0, 1, 2, 3]
     """
+    check_batches(n, batch_size, sampling)
     if sampling == "iid":
         return integers(_seeds(("batch", seed), range(start, stop), device), n, batch_size)
     per_epoch = n // batch_size
@@ -52,7 +57,7 @@ def independent_batches(
 
     Args:
         n: Number of training examples.
-        batch_size: b.
+        batch_size: b ≥ 1, with ``reshuffle`` at most n.
         sampling: ``reshuffle`` (an example at most once in a batch) or ``iid``.
         which: Which batches of the stream.
         key: Name of the random stream.
@@ -60,6 +65,10 @@ def independent_batches(
 
     Returns:
         Indices (len(which), b).
+
+    Raises:
+        ValueError: The sampling is unknown, or a batch of this size cannot be drawn.
     """
+    check_batches(n, batch_size, sampling)
     seeds = _seeds(key, which, device)
     return integers(seeds, n, batch_size) if sampling == "iid" else permutations(seeds, n)[:, :batch_size]

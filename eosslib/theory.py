@@ -17,6 +17,25 @@ Number = TypeVar("Number", float, np.ndarray)
 # --- sampling ----------------------------------------------------------------------------------------------------------------
 
 
+def check_batches(n: int, b: Any, sampling: str) -> None:
+    """Refuse batches that cannot be drawn.
+
+    Args:
+        n: Number of training examples.
+        b: Batch size, or an array of them.
+        sampling: ``reshuffle`` (without replacement) or ``iid``.
+
+    Raises:
+        ValueError: The sampling is none of the two, or a batch has no example or, without replacement, more than there are.
+    """
+    if sampling not in ("reshuffle", "iid"):
+        raise ValueError(f"unknown sampling {sampling!r}: use reshuffle or iid")
+    if not np.all(np.asarray(b) >= 1):
+        raise ValueError(f"batch size {np.min(b)}: a batch has at least one example")
+    if sampling == "reshuffle" and not np.all(np.asarray(b) <= n):
+        raise ValueError(f"batch size {np.max(b)}: without replacement a batch has at most all {n} examples")
+
+
 def finite_population(n: int, b: Number, sampling: str = "reshuffle") -> Number:
     """Variance of the mean of a batch over the variance of one example (divisor n).
 
@@ -26,7 +45,11 @@ def finite_population(n: int, b: Number, sampling: str = "reshuffle") -> Number:
         n: Number of training examples.
         b: Batch size, or an array of them.
         sampling: ``reshuffle`` or ``iid``.
+
+    Raises:
+        ValueError: As ``check_batches``.
     """
+    check_batches(n, b, sampling)
     if sampling == "iid":
         return 1.0 / b
     return (n - b) / (b * max(n - 1, 1))

@@ -36,7 +36,7 @@ def flat_tails() -> Toy:
 
 
 def descend(toy: Toy, start: float, lr: float, steps: int) -> np.ndarray:
-    """Gradient descent: the iterates x₀ … x_steps; where they overflow, infinity."""
+    """Gradient descent: the iterates x₀ … x_steps; from the step at which they overflow on, infinity or NaN."""
     xs = np.empty(steps + 1)
     xs[0] = start
     with np.errstate(over="ignore", invalid="ignore"):

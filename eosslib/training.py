@@ -87,12 +87,14 @@ class Trainer:
         Args:
             configs: Configurations that differ only in the seed.
             device: Where to train.
-            data: The data set, where it is already loaded.
+            data: The data set, where it is already loaded, with ``train_size`` training examples.
             memory: Bytes that kept passes may hold, by default ``devices.kept_memory``.
 
         Raises:
             ValueError: The configurations differ in more than the seed.
-            DataError: The data set is missing or corrupt.
+            DataError: The data set is missing or corrupt, or has too few examples.
+            ConfigError: The data has another number of training examples than ``train_size``, the network cannot be built for
+                it, a setting asks for more directions than there are parameters, or batch normalisation needs more memory.
         """
         self.config = config = configs[0]
         if any({**c.to_dict(), "seed": 0} != {**config.to_dict(), "seed": 0} for c in configs):
@@ -101,6 +103,8 @@ class Trainer:
         self.memory = kept_memory(self.device, memory)
         dtype = getattr(torch, config.dtype)
         data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
+        if data.n != config.train_size:
+            raise ConfigError(f"train_size is {config.train_size}, but the data set that is given has {data.n} training examples")
         self.x, self.y = data.x.unsqueeze(0), data.y.unsqueeze(0)
         kinds = {"width": config.width, "depth": config.depth}
         networks = [

@@ -86,7 +86,11 @@ def check_settings(settings: Mapping[str, Any], source: str) -> None:
 
 
 def check_numbers(settings: Mapping[str, Any], source: str) -> None:
-    """Refuse what the schema lets pass: 8.0 counts as an integer there, and NaN and infinity as numbers."""
+    """Refuse what the schema lets pass: 8.0 counts as an integer there, and NaN and infinity as numbers.
+
+    Raises:
+        ConfigError: A number is not finite, or a whole one was asked for; the message names its key.
+    """
     real = {key for key, rule in schema()["$defs"]["settings"]["properties"].items() if rule.get("type") == "number"}
     for change in settings.get("schedule", []):
         check_numbers(change, f"{source}.schedule")

@@ -13,7 +13,11 @@ def trajectory(batch_size: int, seed: int, values: np.ndarray, *, full: bool = F
     steps = 100 * np.arange(len(values))
     return pd.DataFrame({"step": steps, "sharpness": values, "noise_variance": values / 100}).assign(
         entry="fc-tanh",
+        dataset="digits",
         model="fc-tanh",
+        width=64,
+        depth=2,
+        init_scale=1.0,
         loss_name="mse",
         lr=0.1,
         threshold=20.0,
@@ -122,6 +126,7 @@ def test_the_ratio_of_predicted_to_measured_gap_carries_both_errors_and_needs_a_
     assert ratio["mean"][0] == 0.5
     assert ratio.se[0] == pytest.approx(0.5 * np.sqrt(0.1**2 + 0.1**2))
     assert ratio.loc[1].isna().all()
+    assert analysis.over_gap(pd.DataFrame({"mean": [-5.0], "se": [0.5]}), gap[:1]).se[0] == ratio.se[0] > 0
     drawn = np.random.default_rng(0).normal([5.0, 10.0], [0.5, 1.0], (100_000, 2))
     assert ratio.se[0] == pytest.approx((drawn[:, 0] / drawn[:, 1]).std(), rel=0.05)  # to first order in the errors
 
@@ -179,6 +184,30 @@ def test_a_gap_without_gradient_descent_of_the_same_seed_is_not_a_number():
     gaps = analysis.gaps(analysis.plateaus(alone))
     assert set(gaps.seed[gaps.gap.isna()]) == {1}
     assert analysis.over_seeds(gaps, "gap", ["batch_size"]).seeds.max() == table.seed.nunique() - 1
+
+
+@pytest.mark.parametrize("key", [{"depth": 4}, {"width": 8}, {"init_scale": 0.5}, {"dataset": "cifar10"}])
+def test_the_gap_is_taken_against_gradient_descent_of_the_same_network(key: dict[str, object]):
+    other = [trajectory(1000, 0, np.full(41, 30.0), full=True), trajectory(10, 0, np.full(41, 27.0))]
+    one = [trajectory(1000, 0, np.full(41, 20.0), full=True), trajectory(10, 0, np.full(41, 15.0))]
+    frame = pd.concat([*one, *(part.assign(entry="other", **key) for part in other)], ignore_index=True)
+    gaps = analysis.gaps(analysis.plateaus(frame))
+    assert gaps.set_index("entry").gap.to_dict() == {"fc-tanh": 5.0, "other": 3.0}
+
+
+def test_two_runs_of_gradient_descent_of_one_network_and_seed_are_refused():
+    frame = pd.concat([family(), trajectory(1000, 0, np.full(41, 20.0), full=True).assign(entry="again")], ignore_index=True)
+    with pytest.raises(ValueError, match="stands in several runs: leave out some of fc-tanh, again"):
+        analysis.gaps(analysis.plateaus(frame))
+
+
+def test_what_the_runs_lack_is_named():
+    with pytest.raises(ValueError, match="these runs have no windows: train them with window, window_every and window_from"):
+        analysis.closed_form(family())
+    with pytest.raises(ValueError, match="these runs have no coupled steps: train them with coupled_steps"):
+        analysis.coupled(family())
+    with pytest.raises(ValueError, match="no gaps at fixed parameters: train them with static_sizes and minibs_draws"):
+        analysis.static_gaps(family())
 
 
 # --- the closed form ---------------------------------------------------------------------------------------------------------
@@ -300,3 +329,11 @@ def test_static_gaps_have_a_row_a_run_step_and_batch_size():
     assert table.gap.tolist() == (1.0 / table["size"]).tolist()
     assert table.minibs.tolist() == (10.0 / table["size"]).tolist()
     assert table.factor.tolist() == pytest.approx(((1000 - table["size"]) / (table["size"] * 999)).tolist())
+
+
+def test_the_factor_of_a_static_gap_is_that_of_its_own_run():
+    runs = [trajectory(10, 0, np.zeros(41)).assign(train_size=n, sampling=how) for n, how in ((1000, "reshuffle"), (1000, "iid"))]
+    runs.append(runs[0].assign(train_size=9))
+    columns = ("minibs_0008", "minibs_0008_se", "gap_0008", "gap_0008_se")
+    table = analysis.static_gaps(pd.concat([run[-1:].assign(**{f"static_{c}": 1.0 for c in columns}) for run in runs]))
+    assert table.factor.tolist() == pytest.approx([992 / (8 * 999), 1 / 8, 1 / (8 * 8)])

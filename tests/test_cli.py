@@ -199,6 +199,24 @@ def test_a_file_that_is_no_run_ends_in_one_line_that_names_it(eosslib: Command, 
         assert str(tmp_path / name) in refused(eosslib("describe", tmp_path / name))
 
 
+def test_a_folder_is_described_as_one(eosslib: Command, tmp_path: Path) -> None:
+    assert f"{tmp_path} is a folder: name one of the run files in it" in refused(eosslib("describe", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--threads", value, "not a number of threads: give a whole number from 1 on") for value in ("0", "-1", "1.5", "two")]
+    + [("--memory", value, "not a number of GiB: give one above 0") for value in ("nan", "inf", "0", "-1", "much")],
+)
+def test_threads_and_memory_that_are_no_number_of_them_are_refused(
+    option: str, value: str, words: str, eosslib: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        eosslib("train", "smoke", f"{option}={value}")
+    assert caught.value.code == 2
+    assert f"argument {option}: '{value}' is {words}" in capsys.readouterr().err
+
+
 def test_an_index_of_figures_that_are_not_drawn_ends_in_one_line(eosslib: Command, tmp_path: Path) -> None:
     assert str(tmp_path) in refused(eosslib("index", tmp_path, "smoke"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import string
 import urllib.error
 from collections import Counter
@@ -52,6 +53,13 @@ def test_images_and_targets_have_the_precision_asked_for(dtype: torch.dtype) -> 
 def test_more_examples_than_there_are_are_refused() -> None:
     with pytest.raises(DataError, match="digits has 1797 training examples, 1798 were asked for"):
         datasets.load("digits", 1798)
+
+
+@pytest.mark.parametrize("name", ["digits", "topics"])
+@pytest.mark.parametrize("train_size", [0, -5])
+def test_no_examples_at_all_are_refused(name: str, train_size: int) -> None:
+    with pytest.raises(DataError, match=f"{train_size} training examples were asked for: ask for at least 1"):
+        datasets.load(name, train_size)
 
 
 def test_an_unknown_data_set_is_refused_by_name() -> None:
@@ -230,6 +238,10 @@ class Cifar10:
         self.data, self.targets = (numbered(50_000), [3] * 50_000) if train else (numbered(10_000), [4] * 10_000)
 
 
+def cut_of_numbers() -> dict[str, np.ndarray]:
+    return datasets.cut_cifar10(numbered(50_000), np.full(50_000, 3), numbered(10_000), np.full(10_000, 4))
+
+
 @pytest.fixture
 def torchvision_set(monkeypatch: pytest.MonkeyPatch) -> type[Cifar10]:
     import torchvision.datasets
@@ -249,7 +261,7 @@ def test_fetching_does_nothing_where_the_file_is(cifar: Path, torchvision_set: t
 def test_fetching_cuts_the_download_and_leaves_nothing_else(
     tmp_path: Path, torchvision_set: type[Cifar10], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = datasets.cut_cifar10(numbered(50_000), np.full(50_000, 3), numbered(10_000), np.full(10_000, 4))
+    cut = cut_of_numbers()
     monkeypatch.setattr(datasets, "CIFAR_SHA256", datasets.checksum(cut))
     path = datasets.fetch_cifar10(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == [path]
@@ -285,3 +297,18 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path, torchv
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file/data"):
         datasets.fetch_cifar10(tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize(("where", "what"), [("tempfile", "mkdtemp"), ("np", "savez_compressed"), ("os", "replace")])
+def test_a_folder_that_cannot_be_written_to_is_told_in_one_line(
+    where: str, what: str, tmp_path: Path, torchvision_set: type[Cifar10], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(datasets, "CIFAR_SHA256", datasets.checksum(cut_of_numbers()))
+    monkeypatch.setattr(getattr(datasets, where), what, refuse)
+    with pytest.raises(DataError) as caught:
+        datasets.fetch_cifar10(tmp_path)
+    assert str(caught.value) == f"cannot write {tmp_path / CIFAR_FILE}: Read-only file system"
+    assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,12 @@ def test_headlines_show_as_many_digits_as_the_error_allows():
     assert findings.table([Headline("a", 1.0, 0.1, "1.2")]).loc["a", "paper"] == "1.2"
 
 
+def test_no_headlines_are_an_empty_table():
+    empty = findings.table([])
+    assert empty.empty
+    assert (empty.index.name, list(empty.columns)) == ("quantity", ["ours", "paper"])
+
+
 def test_a_mean_carries_its_standard_error_and_one_value_has_none():
     several = Headline.mean("a", pd.Series([1.0, 2.0, 3.0, np.nan]), "2")
     assert (several.ours, several.paper) == (2.0, "2")
@@ -55,8 +61,9 @@ def test_a_claim_that_does_not_hold_stops_the_notebook_unless_the_preset_is_exem
     assert findings.check(claims, enforce=False) == ["holds: two is more than one", "does not hold: one is more than two"]
 
 
-def test_a_claim_about_a_run_that_is_missing_is_neither_kept_nor_broken():
-    claims = {"a is more than b": pd.Series([2.0, np.nan], dtype="Float64").gt(1).iloc[1]}
+@pytest.mark.parametrize("missing", [pd.Series([2.0, np.nan], dtype="Float64").gt(1).iloc[1], float("nan"), np.float64("nan")])
+def test_a_claim_about_a_run_that_is_missing_is_neither_kept_nor_broken(missing):
+    claims = {"a is more than b": missing}
     assert findings.check(claims, enforce=False) == ["not measured: a is more than b"]
     with pytest.raises(AssertionError, match="a is more than b"):
         findings.check(claims)

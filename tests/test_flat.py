@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from oracles import problem, randn
 from torch import nn
 
-from eosslib import models
-from eosslib.flat import StackedNetwork
+from eosslib import losses, models
+from eosslib.curvature import Hessian
+from eosslib.flat import Objective, StackedNetwork
 from eosslib.losses import LOSSES
 from eosslib.models import WRITTEN_OUT as MODELS
 
@@ -151,3 +154,65 @@ UNSUPPORTED: dict[str, nn.Module] = {
 def test_a_layer_without_a_stacked_form_is_refused(layer: nn.Module) -> None:
     with pytest.raises(TypeError, match="stacked"):
         StackedNetwork(nn.Sequential(layer))
+
+
+def used_twice() -> nn.Sequential:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+def tied() -> nn.Sequential:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    module[2].weight = module[0].weight
+    return module
+
+
+def frozen() -> nn.Sequential:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    module[0].requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize("make", [used_twice, tied, frozen])
+def test_shared_and_frozen_parameters_are_refused_and_differentiated_automatically(make: Callable[[], nn.Sequential]) -> None:
+    module = make().double()
+    with pytest.raises(TypeError, match="can be stacked"):
+        StackedNetwork(module)
+    objective = Objective.of(module, losses.by_name("mse"))
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    parts = [p.detach() for p in module.parameters() if p.requires_grad]
+    theta, x, y = torch.cat([p.flatten() for p in parts]), randn(1, 5, 4), randn(1, 5, 4, seed=3)
+    assert objective.network.size == len(theta)
+
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        values = {name: q.view_as(p) for name, q, p in zip(names, t.split([p.numel() for p in parts]), parts, strict=True)}
+        return (torch.func.functional_call(module, values, (x[0],)) - y[0]).square().sum(1).mean() / 2
+
+    v = randn(1, len(theta))
+    product = Hessian(objective, theta[None], x, y)(v)
+    torch.testing.assert_close(product[0], torch.autograd.functional.hessian(loss, theta) @ v[0], rtol=1e-10, atol=1e-13)
+
+
+def test_an_activation_may_be_used_twice() -> None:
+    act = nn.Tanh()
+    assert StackedNetwork(nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)).size == 40
+
+
+@pytest.mark.parametrize(("shape", "given"), [((2, 3), "2 × 3"), ((6, 3), "6 × 3"), ((5,), "5")])
+def test_a_linear_layer_takes_one_row_of_features_an_example(shape: tuple[int, ...], given: str) -> None:
+    network = StackedNetwork(nn.Sequential(nn.Linear(3, 2)))
+    with pytest.raises(TypeError, match=f"takes 3 features an example, not {given}: put nn.Flatten before it"):
+        network(network.views(torch.zeros(1, network.size)), torch.zeros(1, 4, *shape))
+
+
+def test_a_sequence_with_a_forward_pass_of_its_own_is_not_taken_for_its_layers() -> None:
+    class Residual(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + super().forward(x)
+
+    module = Residual(nn.Linear(3, 3), nn.Tanh())
+    with pytest.raises(TypeError, match="one after the other"):
+        StackedNetwork(module)
+    objective, x = Objective.of(module, losses.by_name("mse")), randn(1, 4, 3).float()
+    theta = torch.nn.utils.parameters_to_vector(module.parameters()).detach()[None]
+    torch.testing.assert_close(objective.network(objective.network.views(theta), x)[0], module(x[0]).detach())

@@ -16,7 +16,7 @@ import torch
 
 from eosslib import jobs, runs
 from eosslib.config import Group, RunConfig
-from eosslib.errors import Interrupted, RunFileError
+from eosslib.errors import ConfigError, DeviceError, Interrupted, RunFileError
 from eosslib.jobs import Options, checkpoint_path, train_group
 from eosslib.runs import Run
 from eosslib.training import Trainer
@@ -308,3 +308,10 @@ def test_a_folder_below_a_file_is_told_in_one_line_before_the_training(
     with pytest.raises(RunFileError, match="cannot write") as caught:
         train_group(group, Options(tmp_path / "file" / "runs"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_there_and_settings_that_do_not_fit_are_told(group: Group, tiny: Settings, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cuda:99"):
+        train_group(group, Options(tmp_path, device="cuda:99"))
+    with pytest.raises(ConfigError, match="depth 4 is too much"):
+        train_group(Group("deep/b0008", (tiny(model="cnn", depth=4),)), Options(tmp_path))

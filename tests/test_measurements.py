@@ -9,7 +9,9 @@ import pytest
 import torch
 from oracles import EVERY, Problem, all_batches, problem, randn, top_vector
 
-from eosslib import measurements
+from eosslib import losses, measurements, models
+from eosslib.curvature import Hessian
+from eosslib.flat import Objective
 from eosslib.measurements import BatchSharpness, Estimate, MiniBatchSharpness
 from eosslib.theory import finite_population
 
@@ -44,6 +46,16 @@ def test_sharpness_is_the_top_of_the_dense_hessian_over_all_examples(model: str,
         expected = torch.linalg.eigh(p.hessian(row))
         torch.testing.assert_close(pairs.values[row], expected.eigenvalues[-3:].flip(0), rtol=1e-10, atol=1e-12)
         assert float((pairs.vectors[row, 0] @ expected.eigenvectors[:, -1]).abs()) == pytest.approx(1, abs=1e-8)
+
+
+def test_eigenpairs_that_cannot_be_solved_for_are_refused() -> None:
+    p = few_examples()
+    size = p.theta.shape[1]
+    with pytest.raises(ValueError, match=f"k = {size + 1} eigenpairs"):
+        measurements.sharpness(p.objective, p.theta, p.x, p.y, randn(1, 1, size), k=size + 1)
+    hessian, one = Hessian(p.objective, p.theta, p.x, p.y), torch.ones(1, size, dtype=torch.float64)
+    with pytest.raises(ValueError, match="start vectors must be finite"):
+        measurements.preconditioned_sharpness(hessian, one, torch.nan * one, one.unsqueeze(1))
 
 
 # --- noise variance ----------------------------------------------------------------------------------------------------------
@@ -97,6 +109,28 @@ def test_noise_variance_vanishes_at_the_full_batch_without_replacement_only() ->
 
 def test_the_only_batch_of_a_single_example_has_no_noise() -> None:
     assert finite_population(1, 1) == 0.0
+
+
+def test_with_batch_normalisation_the_noise_variance_is_not_a_number() -> None:
+    module = models.initialised("resnet10-bn", (1, 8, 8), 3, width=1, depth=1, seed=0).double()
+    theta = torch.nn.utils.parameters_to_vector(module.parameters()).detach().expand(2, -1)
+    x, y = randn(1, 6, 1, 8, 8), randn(1, 6, 3)
+    objective = Objective.of(module, losses.by_name("mse"))
+    assert measurements.noise_variance(objective, theta, randn(*theta.shape), x, y, batch_size=2).isnan().tolist() == [True, True]
+
+
+@pytest.mark.parametrize(("b", "sampling"), [(0, "reshuffle"), (N + 1, "reshuffle"), (0, "iid"), (B, "replace"), (N, "replace")])
+def test_batches_that_cannot_be_drawn_are_refused(b: int, sampling: str) -> None:
+    p = few_examples()
+    u = top_vector(p.hessian())[None]
+    for estimate in (
+        lambda: measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=b, sampling=sampling),
+        lambda: measurements.variance_of_batch_means(randn(1, N), b, sampling),
+        lambda: sampled(p, b, draws=3, sampling=sampling),
+        lambda: minibs(p, b, draws=3, sampling=sampling),
+    ):
+        with pytest.raises(ValueError, match=r"a batch has at|unknown sampling"):
+            estimate()
 
 
 # --- batch sharpness and mini-batch sharpness --------------------------------------------------------------------------------

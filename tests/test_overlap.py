@@ -106,3 +106,12 @@ def test_on_one_example_with_one_output_the_gradient_is_the_top_vector() -> None
     p = problem("fc-tanh", "mse", n=N, outputs=1)
     found = overlap.measure(p.objective, p.theta, p.x, p.y, batch_size=1, draws=20, keys=[("overlap", 0)], tol=1e-7)
     assert float(found.gradient_gauss_newton.value) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("b", "sampling"), [(B, "reshuffle"), (N, "iid")])
+def test_one_draw_where_batches_differ_is_refused_and_at_the_full_batch_it_is_enough(b: int, sampling: str) -> None:
+    p = problem("fc-tanh", "mse", n=N)
+    where = (p.objective, p.theta, p.x, p.y)
+    with pytest.raises(ValueError, match="a standard error needs at least two draws"):
+        overlap.measure(*where, batch_size=b, draws=1, keys=[("overlap", 0)], sampling=sampling)
+    assert int(overlap.measure(*where, batch_size=N, draws=1, keys=[("overlap", 0)]).hessian.draws) == 1

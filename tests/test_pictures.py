@@ -40,6 +40,12 @@ def test_the_two_points_are_marked_where_the_origin_is_unstable(ax: Axes) -> Non
     pictures.flat_tails(plt.subplots()[1], lr=0.9)  # there are none, and no error
 
 
+def test_there_is_no_distance_of_the_cycle_where_the_origin_is_stable_and_nothing_is_drawn(ax: Axes) -> None:
+    with pytest.raises(ValueError, match="the origin is stable"):
+        pictures.distance(ax, lr=1.0)
+    assert not ax.lines
+
+
 @pytest.mark.parametrize("picture", [pictures.distance, pictures.valley, pictures.power_iteration])
 def test_every_picture_can_be_drawn_with_its_defaults(ax: Axes, picture) -> None:
     picture(ax)

@@ -107,3 +107,26 @@ def test_too_few_points_for_so_many_pieces_are_refused() -> None:
     assert set(powerlaw.fit_regimes([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])) == {1, 2}
     with pytest.raises(ValueError, match="1 pieces need more than 2 positive points, there are 2"):
         powerlaw.fit_regimes([1, 2, 3], [1, 2, 0])
+
+
+FITS = [powerlaw.fit, lambda x, y: powerlaw.fit_broken(x, y, 1), lambda x, y: powerlaw.fit_broken(x, y, 2), powerlaw.fit_regimes]
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("x", [0.0, -1.0, np.nan])
+def test_an_x_that_has_no_logarithm_is_refused_where_its_point_is_fitted(fit, x: float) -> None:
+    with pytest.raises(ValueError, match="a power law needs positive x"):
+        fit([x, 1, 2, 4, 8, 16], [5, 4, 3, 2, 1, 1])
+    fit([x, 1, 2, 4, 8, 16], [np.nan, 4, 3, 2, 1, 1])
+
+
+def test_points_that_all_have_the_same_x_have_no_slope() -> None:
+    with pytest.raises(ValueError, match="a power law needs two different x, all are 4"):
+        powerlaw.fit([1, 4, 4, 4], [-1, 4, 3, 2])
+    assert powerlaw.fit([1, 1, 4, 4], [4, 4, 2, 2]).slope == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("fit", FITS[1:])
+def test_pieces_are_not_fitted_to_an_x_that_repeats(fit) -> None:
+    with pytest.raises(ValueError, match=r"x repeats, .*: average the y of the same x first"):
+        fit([1, 2, 2, 4, 8, 16], [5, 4, 3, 2, 1, 1])

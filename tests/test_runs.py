@@ -16,7 +16,7 @@ import pytest
 
 from eosslib import runs
 from eosslib.config import RunConfig, load_preset
-from eosslib.errors import ConfigMismatch, RunFileError
+from eosslib.errors import ConfigError, ConfigMismatch, RunFileError
 from eosslib.runs import Run
 
 Settings = Callable[..., RunConfig]
@@ -118,6 +118,10 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
     assert "does not exist: train it first" in refusal(tmp_path / "none.parquet")
 
 
+def test_a_folder_is_no_run_file(tmp_path: Path) -> None:
+    assert "is a folder: name one of the run files in it" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_a_truncated_file_is_recognised(share: float, saved: Path) -> None:
     whole = saved.read_bytes()
@@ -174,8 +178,11 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
     table = runs.collect(preset, ("one", "two"), tmp_path / "runs")
     assert len(table) == 3 * 2 * 3  # three groups of two seeds, three rows each
     settings = [
+        "dataset",
         "model",
+        "width",
         "depth",
+        "init_scale",
         "loss_name",
         "batch_size",
         "train_size",
@@ -198,8 +205,16 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
     assert set(table[table.full_batch].batch_size) == {40}
     assert set(table[table.entry == "two"].loss_name) == {"cross-entropy"}
     assert set(table.threshold) == {20.0} == set(table.edge)
+    assert {(r.dataset, r.width, r.depth, r.init_scale) for r in table.itertuples()} == {("digits", 4, 2, 1.0)}
     assert not table.diverged.any()
     assert "CPU" in table.attrs["source"]
+
+
+@pytest.mark.parametrize(("entries", "words"), [((), "no entries of preset mini were named"), (("six",), "no runs named 'six'")])
+def test_entries_that_are_not_there_or_not_named_are_refused(entries: tuple[str, ...], words: str, preset: Any) -> None:
+    for find in (runs.locate, runs.collect):
+        with pytest.raises(ConfigError, match=words):
+            find(preset, entries)
 
 
 def test_collect_refuses_runs_of_other_settings(preset: Any, tmp_path: Path, write_preset: Callable[..., Path]) -> None:

@@ -63,3 +63,23 @@ def test_independent_batches_are_those_of_their_name_and_drawn_as_a_run_draws_th
     assert (min(distinct) == 4) == (sampling == "reshuffle")
     counts = torch.bincount(drawn.flatten(), minlength=10).double()
     assert bool(((counts - 2_000).abs() < 4.5 * 2_000**0.5).all())
+
+
+@pytest.mark.parametrize(
+    ("b", "sampling", "words"),
+    [
+        (2, "replace", "unknown sampling 'replace': use reshuffle or iid"),
+        (0, "reshuffle", "batch size 0: a batch has at least one example"),
+        (0, "iid", "batch size 0: a batch has at least one example"),
+        (6, "reshuffle", "batch size 6: without replacement a batch has at most all 5 examples"),
+    ],
+)
+def test_batches_that_cannot_be_drawn_are_refused(b: int, sampling: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        batches(5, b, sampling, 0, 0, 3)
+    with pytest.raises(ValueError, match=words):
+        independent_batches(5, b, sampling, range(3), "test")
+
+
+def test_more_independent_examples_than_there_are_can_be_drawn() -> None:
+    assert batches(5, 8, "iid", 0, 0, 3).shape == independent_batches(5, 8, "iid", range(3), "test").shape == (3, 8)

@@ -34,6 +34,23 @@ def test_the_finite_population_factor_is_the_variance_of_a_mean_over_all_batches
 def test_the_factor_takes_arrays_and_a_single_example() -> None:
     np.testing.assert_allclose(finite_population(100, np.array([1, 50, 100])), [1.0, 1 / 99, 0.0])
     assert (finite_population(1, 1), finite_population(1, 1, "iid")) == (0.0, 1.0)
+    assert finite_population(10, 20, "iid") == 1 / 20
+
+
+@pytest.mark.parametrize("b", [0, -1, 11, np.array([1, 11]), np.array([0, 5]), np.nan])
+def test_batches_that_cannot_be_drawn_have_no_variance(b: int | np.ndarray) -> None:
+    with pytest.raises(ValueError, match="a batch has at"):
+        finite_population(10, b)
+
+
+def test_independent_examples_fill_a_batch_of_one_at_least() -> None:
+    with pytest.raises(ValueError, match="batch size 0: a batch has at least one example"):
+        finite_population(10, 0, "iid")
+
+
+def test_a_sampling_that_is_unknown_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="unknown sampling 'replace': use reshuffle or iid"):
+        finite_population(10, 2, "replace")
 
 
 # --- the sharpness gap -------------------------------------------------------------------------------------------------------

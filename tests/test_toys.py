@@ -28,6 +28,13 @@ def test_a_quadratic_has_three_regimes(lr: float, ends: float, flips: bool) -> N
     assert bool((np.sign(path[1:10]) != np.sign(path[:9])).all()) == flips
 
 
+def test_an_iterate_that_overflowed_stays_off_the_numbers() -> None:
+    path = toys.descend(toys.quadratic(2.0), 1.0, 1.2, 3_000)
+    first = int(np.flatnonzero(~np.isfinite(path))[0])
+    assert np.isinf(path[first])
+    assert not np.isfinite(path[first:]).any()
+
+
 @pytest.mark.parametrize("start", [1e-3, 0.5, 3.0, 20.0])
 def test_with_flat_tails_every_start_ends_in_the_same_cycle_where_the_mean_curvature_is_the_threshold(start: float) -> None:
     lr = 1.2  # 2/η = 1.67 is below the 2 of the origin

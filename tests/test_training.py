@@ -16,6 +16,7 @@ from torch import nn
 from eosslib import datasets, dynamics, eigen, measurements, models, stepping
 from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
+from eosslib.errors import ConfigError
 from eosslib.models import WRITTEN_OUT as MODELS
 from eosslib.sampling import batches
 from eosslib.training import Row, State, Trainer
@@ -33,6 +34,11 @@ def digits(train_size: int, dtype: str, device: torch.device | str) -> datasets.
 def trainer_of(*configs: RunConfig, **options: Any) -> Trainer:
     data = digits(configs[0].train_size, configs[0].dtype, options.get("device", "cpu"))
     return Trainer(configs, data=data, **options)
+
+
+def test_data_of_another_size_than_the_settings_say_is_refused(tiny: Settings) -> None:
+    with pytest.raises(ConfigError, match="train_size is 40, but the data set that is given has 30 training examples"):
+        Trainer([tiny()], data=digits(30, "float32", "cpu"))
 
 
 def train(*configs: RunConfig, **options: Any) -> State:
