@@ -75,7 +75,7 @@ def plateaus(ax: Axes, table: pd.DataFrame) -> None:
         ax.errorbar(part.batch_size, part["mean"] / part.threshold, (part.se / part.threshold).fillna(0.0), **style)
     plotting.threshold(ax, 1.0, label=False)
     ax.set(xscale="log", xlabel="batch size b")
-    plotting.plain_ticks(ax, sorted(table.batch_size.unique()), most=5)
+    plotting.plain_ticks(ax, sorted(table.batch_size.unique()), most=4.5)
 
 
 def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str], at: int) -> None:
@@ -121,6 +121,8 @@ def relative(ax: Axes, frame: pd.DataFrame) -> None:
 
 def from_zero(axes: Sequence[Axes]) -> None:
     """Let panels start at zero and reach, alike, a little above the highest line in any of them; to one where there is none.
+
+    Bands are cut off where they reach higher: a single seed's spike would flatten all panels.
 
     Args:
         axes: What to compare.

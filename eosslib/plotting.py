@@ -241,7 +241,7 @@ def log_errors(mean: pd.Series, se: pd.Series) -> np.ndarray:
     return np.stack([np.minimum(errors, 0.9 * mean), errors])
 
 
-def plain_ticks(ax: Axes, sizes: Sequence[int], most: int = 8) -> None:
+def plain_ticks(ax: Axes, sizes: Sequence[int], most: float = 8) -> None:
     """Label a logarithmic batch-size axis with plain numbers, as many as fit: at least 1/``most`` of the range apart."""
     kept: list[int] = []
     apart = max(1.7, (max(sizes, default=1) / min(sizes, default=1)) ** (1 / most))
