@@ -62,9 +62,11 @@ class Examples:
             raise ConfigError(f"the data cannot be fetched by index: {INSTEAD}")
         if not len(source):
             raise ConfigError("there are no examples in the data")
-        self._tensors = _tensors(source)
         self._source, self._target, self._device = source, target, device
         self._collate = getattr(data, "collate_fn", None) or default_collate
+        self._tensors = _columns(data)
+        if type(source) is TensorDataset and self._collate is default_collate:
+            self._tensors = source.tensors  # whose batches are those of the tensors
         self._chosen: torch.Tensor | None = None
         self.batch_size: int | None = None
         self.sampling = "reshuffle"
@@ -88,6 +90,8 @@ class Examples:
         self.batch_size = batches.batch_size
         if isinstance(sampler, SubsetRandomSampler):
             self._chosen = torch.as_tensor(list(sampler.indices), dtype=torch.int64)
+        elif len(sampler.data_source) != len(self._source):  # it was made for other data, and draws from so many
+            self._chosen = torch.arange(len(sampler.data_source))
         if isinstance(sampler, RandomSampler) and sampler.replacement:
             self.sampling = "iid"
 
@@ -124,26 +128,33 @@ class Examples:
         return tuple(batch[:-1]), batch[-1]
 
 
-def _tensors(source: Any) -> tuple[torch.Tensor, ...] | None:
-    """Return the tensors that hold all examples, or None where examples are fetched one by one."""
-    if isinstance(source, TensorDataset):
-        return source.tensors
-    if not isinstance(source, Sequence):
+def _columns(data: Any) -> tuple[torch.Tensor, ...] | None:
+    """Return the tensors ``(inputs, …, targets)`` where the data are given so, else None: examples are fetched one by one."""
+    if not isinstance(data, tuple | list):
         return None
-    if any(isinstance(part, np.ndarray) for part in source):
+    if any(isinstance(part, np.ndarray) for part in data):
         raise ConfigError("the data are numpy arrays: make tensors of them, torch.as_tensor(array)")
-    if not all(isinstance(part, torch.Tensor) for part in source):
+    if not all(isinstance(part, torch.Tensor) for part in data):
         return None
-    lengths = [len(part) for part in source]
+    lengths = [len(part) for part in data]
     if len(set(lengths)) > 1:
         raise ConfigError(f"the tensors hold different numbers of examples: {', '.join(map(str, lengths))}")
-    return tuple(source)
+    return tuple(data)
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two batches are the same, NaN being the same as NaN."""
-    pairs = zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True)
-    return all(torch.equal(x.nan_to_num(), y.nan_to_num()) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+    """Whether the tensors, arrays, numbers and strings of two batches are the same, NaN being the same as NaN."""
+    first, second = pytree.tree_leaves(a), pytree.tree_leaves(b)
+    return len(first) == len(second) and all(map(_alike, first, second))
+
+
+def _alike(x: Any, y: Any) -> bool:
+    if isinstance(x, torch.Tensor):
+        comparable = isinstance(y, torch.Tensor) and x.layout is y.layout is torch.strided
+        return torch.equal(x.nan_to_num(), y.nan_to_num()) if comparable else True
+    if isinstance(x, np.ndarray):
+        return np.array_equal(x, y)
+    return bool(x == y) if isinstance(x, bool | int | float | str | bytes) else True
 
 
 def _to(item: Any, device: torch.device) -> Any:
@@ -164,7 +175,8 @@ class FetchingNetwork(ModuleNetwork):
 
     def one(self, params: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Apply one network to the examples with these indices (B,): (B, …)."""
-        inputs = self.examples(x)[0]
+        # Copies, because a network may change its inputs in place, and the same ones are handed out again.
+        inputs = pytree.tree_map(lambda part: part.clone() if isinstance(part, torch.Tensor) else part, self.examples(x)[0])
         named = {**dict(zip(self.names, params, strict=True)), **{k: b.clone() for k, b in self.module.named_buffers()}}
         arguments = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
         outputs: Any = torch.func.functional_call(self.module, named, *arguments)
@@ -177,7 +189,7 @@ def loss_of(function: LossFunction, examples: Examples) -> Loss:
     """Make a per-example loss of a function of outputs and targets that returns the mean over a batch."""
 
     def single(output: torch.Tensor, target: Any) -> torch.Tensor:
-        return function(output.unsqueeze(0), torch.utils._pytree.tree_map(lambda part: part.unsqueeze(0), target))
+        return function(output.unsqueeze(0), pytree.tree_map(lambda part: part.unsqueeze(0), target))
 
     def value(outputs: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         return torch.func.vmap(single)(outputs, examples(indices)[1])

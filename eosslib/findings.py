@@ -33,8 +33,9 @@ class Headline:
 
     @classmethod
     def slope(cls, quantity: str, fit: PowerLaw, paper: str = "–") -> Headline:
-        """Return the slope of a fit with its standard error over seeds, of one seed that of the regression."""
-        return cls(quantity, fit.slope, fit.error, paper)
+        """Return the slope of a fit with its standard error over seeds, or, as it then says, that of the regression."""
+        whose = "" if fit.seeds_se is not None else ", ± of the regression"
+        return cls(quantity + whose if quantity else "", fit.slope, fit.error, paper)
 
     @property
     def text(self) -> str:

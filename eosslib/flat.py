@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from eosslib.automatic import AutomaticLinearization, ModuleNetwork
+from eosslib.errors import ConfigError
 from eosslib.layers import Kept, Layer, layer_of
 from eosslib.losses import Loss
 
@@ -247,12 +248,17 @@ class Objective:
         """Combine a module with a loss: with written-out layers where there are such, else with automatic differentiation.
 
         The latter also where parameters are frozen, which then do not count, or shared between layers, which count once.
+
+        Raises:
+            ConfigError: No parameter requires a gradient.
         """
         network: StackedNetwork | ModuleNetwork
         try:
             network = StackedNetwork(module)
         except TypeError:
             network = ModuleNetwork(module)
+            if not network.size:
+                raise ConfigError("the network has no parameters that require a gradient") from None
         return Objective(network, loss)
 
     def example_losses(self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -57,8 +57,8 @@ def write_results(folder: Path, preset: Preset) -> Path:
     lines = [
         f"# Results: the {preset.name} preset",
         "",
-        f"{preset.description}. ± is the standard error over seeds; of slopes that of the regression; over batch sizes where the",
-        "row says so; of one seed that of its plateaus in time or of its draws. Numbers without it come from one seed or are",
+        f"{preset.description}. ± is the standard error over seeds; that of the regression or over batch sizes where the row says",
+        "so; of one seed that of its plateaus in time or of its draws. Numbers without it come from one seed or are",
         "counts.",
         "",
         "| figure | quantity | ours | paper |",

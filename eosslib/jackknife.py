@@ -3,7 +3,8 @@
 The scatter of points around a line says how far they are from a power law, not how far another draw of seeds would have put the
 slope: the points of a run move together. With θ_i the estimate without seed i of m and θ̄ the mean of these, the jackknife's
 variance is (m − 1)/m Σ_i (θ_i − θ̄)² (Efron, Stein 1981, doi:10.1214/aos/1176345462), which for a mean is its standard error
-squared. It also holds where a single seed has no fit, because its values are not all positive.
+squared. It also holds where a single seed has no fit, because its values are not all positive. A break point, which jumps from
+one place between points to another, is no smooth function of the means; for it the range of the θ_i is given.
 """
 
 from __future__ import annotations
@@ -16,28 +17,39 @@ import numpy as np
 import pandas as pd
 
 from eosslib import powerlaw
-from eosslib.powerlaw import BrokenPowerLaw, PowerLaw
+from eosslib.powerlaw import PowerLaw
 
 Estimate = Callable[[pd.Series], np.ndarray]
 
 
-def error(values: pd.DataFrame, estimate: Estimate) -> np.ndarray | None:
-    """Return the standard error over seeds of an estimate from means over seeds.
+def leave_out(values: pd.DataFrame, estimate: Estimate) -> np.ndarray | None:
+    """Return an estimate from means over seeds without each of m seeds in turn: (m, …), or None.
+
+    None is for one seed, where one lacks a value, or where without one there is no estimate.
 
     Args:
         values: A row a batch size, a column a seed.
         estimate: Takes the means (a row a batch size) to numbers (any shape); a ValueError says that there are none.
-
-    Returns:
-        The errors, of the estimate's shape; None for one seed, where one lacks a value or without one there is no estimate.
     """
-    m = values.shape[1]
-    if m < 2 or values.isna().any(axis=None):
+    if values.shape[1] < 2 or values.isna().any(axis=None):
         return None
     try:
-        without = np.stack([estimate(values.drop(columns=seed).mean(axis=1)) for seed in values])
+        return np.stack([estimate(values.drop(columns=seed).mean(axis=1)) for seed in values])
     except (ValueError, RuntimeError):  # too few points, or a fit that does not converge
         return None
+
+
+def error(values: pd.DataFrame, estimate: Estimate) -> np.ndarray | None:
+    """Return the standard error over seeds of an estimate from means over seeds, of the estimate's shape, or None.
+
+    Args:
+        values: As for ``leave_out``, and so is the estimate.
+        estimate: A smooth function of the means.
+    """
+    without = leave_out(values, estimate)
+    if without is None:
+        return None
+    m = len(without)
     return np.sqrt((m - 1) / m * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
 
 
@@ -45,6 +57,8 @@ def fit_each(
     means: pd.DataFrame, runs: pd.DataFrame, column: str, by: Sequence[str], across: str = "batch_size"
 ) -> dict[Any, PowerLaw]:
     """Fit a power law to the means of every group, with the slope's error over seeds where all batch sizes have the same seeds.
+
+    The batch sizes are those of the whole fit, whichever seed is left out; where a mean is not positive then, there is no error.
 
     Args:
         means: ``by``, ``across`` and ``mean``, as ``analysis.over_seeds`` gives them, of the batch sizes to be fitted.
@@ -62,28 +76,39 @@ def fit_each(
             continue
         fit = powerlaw.fit(part[across], part["mean"])
         own = runs[(runs[list(by)] == pd.Series(key, index=list(by))).all(axis=1) & runs[across].isin(fit.x)]
-        found = error(own.pivot(index=across, columns="seed", values=column), _slope)
+        repeated = own.duplicated([across, "seed"]).any()  # several runs of a seed, which are no copies of each other
+        found = None if repeated else error(own.pivot(index=across, columns="seed", values=column), _slope)
         name = key[0] if len(by) == 1 else key
         fits[name] = fit if found is None else replace(fit, seeds_se=float(found))
     return fits
 
 
-def broken(fit: BrokenPowerLaw, values: pd.DataFrame) -> BrokenPowerLaw:
-    """Return the fit of several pieces with errors over seeds of its slopes and breaks, in place of those of the regression.
+def broken(values: pd.DataFrame, pieces: int) -> pd.DataFrame | None:
+    """Fit a power law of several pieces without each seed in turn: where a break jumps between points, a range says more than ±.
 
     Args:
-        fit: To the means over seeds of ``values``.
         values: A row a batch size, a column a seed.
+        pieces: Number of slopes.
+
+    Returns:
+        A row for each seed that is left out, columns as ``BrokenPowerLaw.numbers`` names them; None as for ``leave_out``.
     """
-    pieces = len(fit.slopes)
-    found = error(values, lambda mean: _broken(mean, pieces))
-    return fit if found is None else replace(fit, slopes_se=found[:pieces], breaks_se=found[pieces:])
+    names: list[str] = []
+
+    def numbers(mean: pd.Series) -> np.ndarray:
+        found = powerlaw.fit_broken(*_points(mean), pieces).numbers
+        names[:] = found
+        return np.array([value for value, _ in found.values()])
+
+    found = leave_out(values, numbers)
+    return None if found is None else pd.DataFrame(found, index=values.columns, columns=names)
 
 
 def _slope(mean: pd.Series) -> np.ndarray:
-    return np.array(powerlaw.fit(mean.index.to_series(), mean).slope)
+    return np.array(powerlaw.fit(*_points(mean)).slope)
 
 
-def _broken(mean: pd.Series, pieces: int) -> np.ndarray:
-    fit = powerlaw.fit_broken(mean.index.to_series(), mean, pieces)
-    return np.concatenate([fit.slopes, fit.breaks])
+def _points(mean: pd.Series) -> tuple[pd.Series, pd.Series]:
+    if not (mean > 0).all():  # the fit would leave such points out, and be one to other points than the whole fit
+        raise ValueError("without one of the seeds a mean is not positive")
+    return mean.index.to_series(), mean

@@ -54,7 +54,7 @@ def edge(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if any(id(p) not in known for p in parameters):
         raise ConfigError("the optimizer does not train all parameters that require a gradient: freeze the others first")
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    settings = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in optimizer.param_groups]
     if any(other != settings[0] for other in settings[1:]):
         raise ConfigError("the optimizer's parameter groups have different settings: there is no single threshold")
     if settings[0]["maximize"]:

@@ -135,6 +135,12 @@ class BrokenPowerLaw:
         """Return the fitted y."""
         return np.exp(_broken_line(np.log(np.asarray(x, dtype=float)), *self._parameters))
 
+    @property
+    def numbers(self) -> dict[str, tuple[float, float]]:
+        """Slopes and break points with their standard errors, by name: ``slope 1`` and so on, ``break point 1`` and so on."""
+        named = {"slope": (self.slopes, self.slopes_se), "break point": (self.breaks, self.breaks_se)}
+        return {f"{name} {i + 1}": pair for name, pairs in named.items() for i, pair in enumerate(zip(*pairs, strict=True))}
+
     def __str__(self) -> str:
         """Slopes and break points with their standard errors."""
         slopes = ", ".join(plus_minus(s, e) for s, e in zip(self.slopes, self.slopes_se, strict=True))

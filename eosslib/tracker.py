@@ -94,9 +94,10 @@ class SharpnessTracker:
         self.examples = Examples(data, target, device)
         self.n = self.examples.count
         size = (self.examples.batch_size or self.n) if batch_size is None else batch_size
-        if not 1 <= size <= self.n:
+        with_replacement = self.examples.sampling == "iid"
+        if size < 1 or (size > self.n and not with_replacement):
             raise ConfigError(f"batch_size {size} is not between 1 and the {self.n} examples")
-        if draws < 2:
+        if draws < 2 and (size < self.n or with_replacement):
             raise ConfigError(f"draws {draws}: a standard error needs two at least")
         self.batch_size = size
         self._loss = loss_of(loss, self.examples)
@@ -215,7 +216,7 @@ class SharpnessTracker:
             raise ConfigError("parameters were frozen or unfrozen since this tracker was made: make a new one")
         network = FetchingNetwork(self.model, self.examples)
         if network.couples_examples and self.batch_size == 1:
-            raise ConfigError("batch normalisation has no statistics of a single example: take a larger batch_size")
+            self._normalise_one(network)
         random = any(
             module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.model.modules()
@@ -225,6 +226,14 @@ class SharpnessTracker:
                 "the model's outputs are random numbers, as dropout makes them: call model.eval() around measure, or set its p to 0"
             )
         return Objective(network, self._loss)
+
+    def _normalise_one(self, network: FetchingNetwork) -> None:
+        """See that batch normalisation has something to take the statistics of in a single example, as that of an image has."""
+        try:
+            with torch.no_grad():
+                network.one([p.detach() for p in self.parameters], self.examples.probe[:1])
+        except ValueError as error:
+            raise ConfigError(f"batches of a single example cannot be normalised ({error}): take a larger batch_size") from None
 
     def _repeats(self, network: FetchingNetwork) -> bool:
         """Whether the network gives the same outputs twice, but for what a GPU's sums differ by."""
@@ -259,16 +268,22 @@ class SharpnessTracker:
         finally:
             for module, mode in training.items():
                 module.training = mode
-        whole = function(outputs, self.examples(probe)[1])
+        with torch.enable_grad():
+            whole = function(outputs.detach(), self.examples(probe)[1])
         if not isinstance(whole, torch.Tensor):
             raise ConfigError(f"the loss returns {type(whole).__name__}, not a tensor: leave out .item()")
+        if whole.requires_grad:
+            raise ConfigError(
+                "the loss depends on parameters besides the outputs: leave that part out, weight_decay= of SGD is known"
+            )
         if whole.ndim:
             raise ConfigError("the loss of a batch is not a number: use reduction='mean'")
         try:
             single = self._loss.value(outputs, probe)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ConfigError(f"the loss cannot be taken example by example: {str(error).splitlines()[0]}") from None
-        if not math.isclose(float(whole), float(single.mean()), rel_tol=1e-4, abs_tol=1e-6):
+        there = math.isfinite(whole)  # else the training has diverged
+        if there and not math.isclose(float(whole), float(single.mean()), rel_tol=1e-4, abs_tol=1e-6):
             raise ConfigError(
                 "the loss of a batch is not the mean over its examples: use reduction='mean', without class weights or ignore_index"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,6 +43,9 @@ def test_a_row_of_means_and_its_error_are_taken_in_the_same_unit():
 def test_a_slope_carries_the_error_of_its_regression():
     fit = powerlaw.fit([1, 2, 4, 8], [8.0, 5.0, 2.0, 1.0])
     headline = Headline.slope("slope", fit, "-1")
+    assert headline.quantity == "slope, ± of the regression"
+    over_seeds = Headline.slope("slope", replace(fit, seeds_se=0.5))
+    assert (over_seeds.quantity, over_seeds.error) == ("slope", 0.5)
     assert (headline.ours, headline.error, headline.paper) == (fit.slope, fit.slope_se, "-1")
 
 

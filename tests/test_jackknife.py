@@ -53,9 +53,15 @@ def test_a_seed_whose_values_have_no_logarithm_counts_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [runs(0.1, seeds=1), runs(0.1).iloc[1:], runs(0.1).assign(gap=lambda t: t.gap.where(t.seed == 0, -t.gap / 10))]
+    "table",
+    [
+        runs(0.1, seeds=1),
+        runs(0.1).iloc[1:],  # a seed lacks a size
+        runs(0.1).assign(gap=lambda t: t.gap * np.where(t.batch_size < 128, 1, np.where(t.seed == 2, 3, -1))),  # needs seed 2
+        pd.concat([runs(0.1), runs(0.2).assign(entry="a")]),  # two runs of every seed
+    ],
 )
-def test_there_is_no_error_over_one_seed_over_seeds_that_lack_a_size_or_where_two_have_no_fit(table: pd.DataFrame) -> None:
+def test_there_is_no_error_over_seeds_where_there_is_no_telling(table: pd.DataFrame) -> None:
     fit = fitted(table)
     assert fit.seeds_se is None
     assert fit.error == fit.slope_se
@@ -71,15 +77,15 @@ def test_groups_and_ranges_are_fitted_on_their_own() -> None:
     assert fits["a", "trained"].x.min() == 16
 
 
-def test_a_broken_line_gets_the_errors_of_its_slopes_and_breaks() -> None:
+def test_breaks_that_differ_from_seed_to_seed_are_seen() -> None:
     x = np.geomspace(1, 1000, 13)
     bends = [8.0, 20.0, 50.0]
     values = pd.DataFrame({s: np.where(x < at, 1 / x, at / x**2) for s, at in enumerate(bends)}, index=x)
-    mean = values.mean(axis=1)
-    fit = powerlaw.fit_broken(x, mean, 2)
-    found = jackknife.broken(fit, values)
-    places = np.array([powerlaw.fit_broken(x, values.drop(columns=s).mean(axis=1), 2).breaks[0] for s in values])
-    assert found.breaks_se == pytest.approx([np.sqrt(2 / 3 * ((places - places.mean()) ** 2).sum())])
-    assert found.breaks_se[0] > fit.breaks_se[0]
-    assert (found.slopes == fit.slopes).all()
-    assert jackknife.broken(fit, values[[0]]) is fit
+    found = jackknife.broken(values, 2)
+    assert list(found.columns) == ["slope 1", "slope 2", "break point 1"]
+    assert found.index.tolist() == [0, 1, 2]
+    # The mean of two seeds breaks between their own breaks.
+    assert all(low < at < high for at, low, high in zip(found["break point 1"], [20, 8, 8], [50, 50, 20], strict=True))
+    alike = jackknife.broken(pd.DataFrame(dict.fromkeys(range(3), values[0])), 2)
+    assert alike.to_numpy() == pytest.approx(np.tile([-1.0, -2.0, 8.0], (3, 1)))
+    assert jackknife.broken(values[[0]], 2) is None

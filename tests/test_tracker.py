@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from eosslib import SharpnessTracker, theory
@@ -229,7 +230,71 @@ def test_a_loader_says_which_examples_there_are_and_how_they_are_drawn() -> None
     loader = DataLoader(TensorDataset(x, y), 6, sampler=RandomSampler(range(N), replacement=True))
     row, other = tracked(mlp(), examples=loader).measure(0), tracked(mlp()).measure(0)
     assert row["noise_variance"] == pytest.approx(other["noise_variance"] * (N - 1) / (N - 6))
-    assert row["batch_sharpness"] != other["batch_sharpness"]
+    row = tracked(mlp(), examples=loader, batch_size=N).measure(0)  # with replacement batches differ even then
+    assert min(row["noise_variance"], row["batch_sharpness_se"], row["minibatch_sharpness_se"]) > 0
+    assert tracked(mlp(), examples=loader, batch_size=2 * N).measure(0)["noise_variance"] < row["noise_variance"]
+    loader = DataLoader(TensorDataset(x, y), 6, sampler=RandomSampler(range(12)))
+    assert tracked(mlp(), examples=loader).measure(0) == pytest.approx(tracked(mlp(), examples=(x[:12], y[:12])).measure(0))
+
+
+def test_what_a_data_set_or_its_loader_does_to_examples_is_done() -> None:
+    class Scaled(TensorDataset):
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
+            x, y = super().__getitem__(i)
+            return 10 * x, y
+
+    def scaled(batch: list) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = default_collate(batch)
+        return 10 * x, y
+
+    x, y = data()
+    expected = tracked(mlp(), examples=(10 * x, y)).measure(0)
+    pairs = list(zip(x, y, strict=True))
+    for examples in (Scaled(x, y), *(DataLoader(d, 6, collate_fn=scaled) for d in (TensorDataset(x, y), pairs))):
+        assert tracked(mlp(), examples=examples).measure(0) == pytest.approx(expected, rel=1e-9)
+
+
+def test_examples_are_compared_by_their_numbers_and_lazy_data_sets_are_not_read() -> None:
+    class Lazy(Sequence):
+        """Comes with arrays, and objects that compare unequal."""
+
+        read = 0
+
+        def __len__(self) -> int:
+            return 10 * N
+
+        def __getitem__(self, i: int) -> tuple:
+            Lazy.read += 1
+            return data()[0][i % N], data()[1][i % N], np.arange(i, i + 2), object()
+
+    def collate(batch: list) -> tuple:
+        x, y, ids, objects = zip(*batch, strict=True)
+        return torch.stack(x), {"y": torch.stack(y), "ids": np.stack(ids), "more": list(objects)}
+
+    loss = lambda outputs, targets: nn.functional.mse_loss(outputs, targets["y"])  # noqa: E731
+    with pytest.raises(ConfigError, match="cannot be taken example by example"):  # of arrays; but that much is the same
+        tracked(mlp(), loss, DataLoader(Lazy(), 6, collate_fn=collate))
+    assert Lazy.read < 5 * N
+
+
+def test_a_network_that_changes_its_inputs_is_measured() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.mul_(3.0))
+
+    row = tracked(InPlace()).measure(0)
+    assert row == pytest.approx(tracked(mlp(), examples=(3.0 * data()[0], data()[1])).measure(0), rel=1e-9)
+
+
+def test_images_of_a_batch_of_one_can_be_normalised() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 9, 3)).double()
+    row = tracked(model, examples=(randn(N, 1, 5, 5, seed=1), data()[1]), batch_size=1).measure(0)
+    assert row["minibatch_sharpness"] > 0
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -439,6 +504,16 @@ class Augmented(Dataset):
         return data()[0][i] + torch.randn(5), data()[1][i]
 
 
+class AugmentedTensors(TensorDataset):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, ...]:
+        x, y = super().__getitem__(i)
+        return x + torch.randn(5), y
+
+
+def penalised(model: nn.Module) -> Callable:
+    return lambda outputs, targets: nn.functional.mse_loss(outputs, targets) + sum(p.square().sum() for p in model.parameters())
+
+
 def sequences() -> tuple[torch.Tensor, torch.Tensor]:
     return randn(N, 4, 5, seed=1), data()[1]
 
@@ -489,6 +564,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "empty tensors": (lambda: tracked(mlp(), examples=(data()[0][:0], data()[1][:0])), "no examples"),
     "targets that are missing": (lambda: tracked(mlp(), examples=(data()[0], data()[1][:5])), "numbers of examples: 24, 5"),
     "random augmentation": (lambda: tracked(mlp(), examples=Augmented()), "another example each time"),
+    "random augmentation of tensors": (lambda: tracked(mlp(), examples=AugmentedTensors(*data())), "another example each time"),
+    "a penalty": (lambda: tracked(m := mlp(), penalised(m)), "weight_decay= of SGD is known"),
     "a sampler of unknown kind": (
         lambda: tracked(mlp(), examples=DataLoader(Augmented(), 6, sampler=WeightedRandomSampler([1.0] * N, N))),
         "draws with WeightedRandomSampler is not known here",
