@@ -24,12 +24,16 @@ ENGINE = [
         " stepping streams training updates windows"
     ).split()
 ]
-DRAWING = [f"eosslib/{module}.py" for module in "analysis findings panels pictures plotting powerlaw runs theory toys".split()]
+# What notebooks call besides.
+DRAWING = [
+    f"eosslib/{module}.py"
+    for module in "analysis examples findings jackknife optimizers panels pictures plotting powerlaw runs theory toys tracker".split()
+]
 
 # Whose docstrings make the API reference.
 PUBLIC = (
-    "tracker optimizers measurements windows predicted overlap theory toys analysis powerlaw findings plotting panels config runs datasets models losses"
-    " curvature eigen flat automatic errors"
+    "tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife findings"
+    " plotting panels config runs datasets models losses curvature eigen flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})
 
@@ -181,7 +185,7 @@ rule notebook:
     input:
         notebook="notebooks/{notebook}.ipynb",
         runs=notebook_runs,
-        drawing=DRAWING,
+        code=[*ENGINE, *DRAWING],
     output:
         executed=f"{LOGS}/{{notebook}}.ipynb",
         record=f"{FIGURES}/{{notebook}}.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import html
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -94,9 +95,9 @@ def test_the_package_holds_every_module_and_data_file() -> None:
         assert any(Path(path.name).match(pattern) for pattern in patterns), path
 
 
-def test_an_edit_of_whatever_a_training_imports_trains_again() -> None:
-    """But for what settings, errors and formulas are, whose edits would train everything anew for nothing."""
-    reached, left = set(), ["training"]
+def imported(left: list[str]) -> set[str]:
+    """These modules of the package and all that they import of it."""
+    reached = set()
     while left:
         module = left.pop()
         reached.add(module)
@@ -104,11 +105,31 @@ def test_an_edit_of_whatever_a_training_imports_trains_again() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "eosslib":
                 names = [alias.name for alias in node.names] if node.module == "eosslib" else [node.module.partition(".")[2]]
                 left += [name for name in names if (ROOT / f"eosslib/{name}.py").is_file() and name not in reached]
+    return reached
+
+
+def listed(name: str) -> set[str]:
+    """The modules of one of the Snakefile's lists."""
     snakefile = (ROOT / "Snakefile").read_text(encoding="utf-8")
-    engine = set(
-        " ".join(re.findall(r'"([^"]+)"', snakefile[snakefile.index("ENGINE = [") : snakefile.index(").split()")])).split()[1:]
-    )
-    assert engine - {"eosslib/{module}.py"} == reached - {"config", "errors", "theory", "validation"}
+    start = snakefile.index(f"\n{name} = [")
+    words = re.findall(r'"([^"]+)"', snakefile[start : snakefile.index(".split()", start)])
+    return set(" ".join(words).split()) - {"eosslib/{module}.py"}
+
+
+def test_an_edit_of_whatever_a_training_imports_trains_again() -> None:
+    """But for what settings, errors and formulas are, whose edits would train everything anew for nothing."""
+    assert listed("ENGINE") == imported(["training"]) - {"config", "errors", "theory", "validation"}
+
+
+def test_an_edit_of_whatever_a_notebook_imports_draws_again() -> None:
+    """But for what settings and errors are."""
+    used = {"tracker"}  # which the package gives out as SharpnessTracker
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        source = "".join(line for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] for line in cell["source"])
+        used |= {name for names in re.findall(r"from eosslib import ([\w, ]+)", source) for name in names.split(", ")}
+    modules = [name for name in used if (ROOT / f"eosslib/{name}.py").is_file()]
+    assert len(modules) > 10
+    assert listed("ENGINE") | listed("DRAWING") >= imported(modules) - {"config", "errors", "validation"}
 
 
 def plain(text: str) -> str:
