@@ -60,8 +60,6 @@ class Examples:
         source: Any = data.dataset if isinstance(data, DataLoader) else data
         if isinstance(source, IterableDataset | Mapping) or not (isinstance(source, Sequence) or hasattr(source, "__getitem__")):
             raise ConfigError(f"the data cannot be fetched by index: {INSTEAD}")
-        if not len(source):
-            raise ConfigError("there are no examples in the data")
         self._source, self._target, self._device = source, target, device
         self._collate = getattr(data, "collate_fn", None) or default_collate
         self._tensors = _columns(data)

@@ -35,7 +35,7 @@ class Headline:
     def slope(cls, quantity: str, fit: PowerLaw, paper: str = "–") -> Headline:
         """Return the slope of a fit with its standard error over seeds, or, as it then says, that of the regression."""
         whose = "" if fit.seeds_se is not None else ", ± of the regression"
-        return cls(quantity + whose if quantity else "", fit.slope, fit.error, paper)
+        return cls(quantity + whose, fit.slope, fit.error, paper)
 
     @property
     def text(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,37 +19,37 @@ import pandas as pd
 from eosslib import powerlaw
 from eosslib.powerlaw import PowerLaw
 
-Estimate = Callable[[pd.Series], np.ndarray]
+T = TypeVar("T")
 
 
-def leave_out(values: pd.DataFrame, estimate: Estimate) -> np.ndarray | None:
-    """Return an estimate from means over seeds without each of m seeds in turn: (m, …), or None.
+def leave_out(values: pd.DataFrame, estimate: Callable[[pd.Series], T]) -> list[T] | None:
+    """Return an estimate from means over seeds without each of m seeds in turn, or None.
 
     None is for one seed, where one lacks a value, or where without one there is no estimate.
 
     Args:
         values: A row a batch size, a column a seed.
-        estimate: Takes the means (a row a batch size) to numbers (any shape); a ValueError says that there are none.
+        estimate: Of the means (a row a batch size); a ValueError says that there is none.
     """
     if values.shape[1] < 2 or values.isna().any(axis=None):
         return None
     try:
-        return np.stack([estimate(values.drop(columns=seed).mean(axis=1)) for seed in values])
+        return [estimate(values.drop(columns=seed).mean(axis=1)) for seed in values]
     except (ValueError, RuntimeError):  # too few points, or a fit that does not converge
         return None
 
 
-def error(values: pd.DataFrame, estimate: Estimate) -> np.ndarray | None:
+def error(values: pd.DataFrame, estimate: Callable[[pd.Series], np.ndarray]) -> np.ndarray | None:
     """Return the standard error over seeds of an estimate from means over seeds, of the estimate's shape, or None.
 
     Args:
         values: As for ``leave_out``, and so is the estimate.
         estimate: A smooth function of the means.
     """
-    without = leave_out(values, estimate)
-    if without is None:
+    found = leave_out(values, estimate)
+    if found is None:
         return None
-    m = len(without)
+    without, m = np.stack(found), len(found)
     return np.sqrt((m - 1) / m * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
 
 
@@ -93,15 +93,10 @@ def broken(values: pd.DataFrame, pieces: int) -> pd.DataFrame | None:
     Returns:
         A row for each seed that is left out, columns as ``BrokenPowerLaw.numbers`` names them; None as for ``leave_out``.
     """
-    names: list[str] = []
-
-    def numbers(mean: pd.Series) -> np.ndarray:
-        found = powerlaw.fit_broken(*_points(mean), pieces).numbers
-        names[:] = found
-        return np.array([value for value, _ in found.values()])
-
-    found = leave_out(values, numbers)
-    return None if found is None else pd.DataFrame(found, index=values.columns, columns=names)
+    fits = leave_out(values, lambda mean: powerlaw.fit_broken(*_points(mean), pieces))
+    if fits is None:
+        return None
+    return pd.DataFrame([{name: value for name, (value, _) in fit.numbers.items()} for fit in fits], index=values.columns)
 
 
 def _slope(mean: pd.Series) -> np.ndarray:

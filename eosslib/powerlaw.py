@@ -103,20 +103,6 @@ def fit(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series) -> Power
     )
 
 
-def fit_each(table: pd.DataFrame, by: str) -> dict[str, PowerLaw]:
-    """Fit the means of every group of a table against batch size; a group of fewer than three positive means has no fit.
-
-    Args:
-        table: ``batch_size`` and ``mean``, as ``analysis.over_seeds`` gives them.
-        by: Column that tells the groups apart.
-
-    Raises:
-        ValueError: As ``fit``, for a group with three positive means or more.
-    """
-    groups = table.groupby(by, sort=False)
-    return {str(key): fit(part.batch_size, part["mean"]) for key, part in groups if (part["mean"] > 0).sum() > 2}
-
-
 @dataclass(frozen=True)
 class BrokenPowerLaw:
     """A continuous line of one or more pieces through log y against log x; errors from the fit's covariance."""

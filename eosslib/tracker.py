@@ -217,28 +217,30 @@ class SharpnessTracker:
         network = FetchingNetwork(self.model, self.examples)
         if network.couples_examples and self.batch_size == 1:
             self._normalise_one(network)
-        random = any(
+        dropping = any(
             module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.model.modules()
         )
-        if random or not self._repeats(network):
+        if dropping or not self._repeats(network):
             raise ConfigError(
                 "the model's outputs are random numbers, as dropout makes them: call model.eval() around measure, or set its p to 0"
             )
         return Objective(network, self._loss)
 
+    def _outputs(self, network: FetchingNetwork, indices: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return network.one([p.detach() for p in self.parameters], indices)
+
     def _normalise_one(self, network: FetchingNetwork) -> None:
         """See that batch normalisation has something to take the statistics of in a single example, as that of an image has."""
         try:
-            with torch.no_grad():
-                network.one([p.detach() for p in self.parameters], self.examples.probe[:1])
+            self._outputs(network, self.examples.probe[:1])
         except ValueError as error:
             raise ConfigError(f"batches of a single example cannot be normalised ({error}): take a larger batch_size") from None
 
     def _repeats(self, network: FetchingNetwork) -> bool:
         """Whether the network gives the same outputs twice, but for what a GPU's sums differ by."""
-        with torch.no_grad():
-            first, second = (network.one([p.detach() for p in self.parameters], self.examples.probe) for _ in range(2))
+        first, second = (self._outputs(network, self.examples.probe) for _ in range(2))
         off = 1e-4 * float(first.nan_to_num().abs().max())
         return torch.allclose(first, second, rtol=0, atol=off, equal_nan=True)
 
@@ -264,7 +266,7 @@ class SharpnessTracker:
         training = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            outputs = FetchingNetwork(self.model, self.examples).one([p.detach() for p in self.parameters], probe)
+            outputs = self._outputs(FetchingNetwork(self.model, self.examples), probe)
         finally:
             for module, mode in training.items():
                 module.training = mode

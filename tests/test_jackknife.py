@@ -89,3 +89,9 @@ def test_breaks_that_differ_from_seed_to_seed_are_seen() -> None:
     alike = jackknife.broken(pd.DataFrame(dict.fromkeys(range(3), values[0])), 2)
     assert alike.to_numpy() == pytest.approx(np.tile([-1.0, -2.0, 8.0], (3, 1)))
     assert jackknife.broken(values[[0]], 2) is None
+
+
+def test_every_group_has_its_own_fit_and_one_of_two_positive_points_has_none():
+    table = pd.DataFrame({"model": list("aaabbbccc"), "batch_size": [1, 2, 4] * 3, "mean": [4, 2, 1, 9, 9, 9, 1, 1, -1.0]})
+    fits = jackknife.fit_each(table, table.assign(seed=0), "mean", ["model"])
+    assert {model: fit.slope for model, fit in fits.items()} == pytest.approx({"a": -1, "b": 0}, abs=1e-12)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
@@ -52,12 +51,6 @@ def test_points_that_have_no_logarithm_are_left_out_and_named():
     assert fit.slope == pytest.approx(-1)
     with pytest.raises(ValueError, match="three positive points"):
         powerlaw.fit([1, 2, 4], [8, 4, -1])
-
-
-def test_every_group_has_its_own_fit_and_one_of_two_positive_points_has_none():
-    table = pd.DataFrame({"model": list("aaabbbccc"), "batch_size": [1, 2, 4] * 3, "mean": [4, 2, 1, 9, 9, 9, 1, 1, -1.0]})
-    fits = powerlaw.fit_each(table, "model")
-    assert {model: fit.slope for model, fit in fits.items()} == pytest.approx({"a": -1, "b": 0}, abs=1e-12)
 
 
 def broken(x: np.ndarray, slopes: list[float], breaks: list[float]) -> np.ndarray:
