@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py                         the paper's MLP 3072-200-200-10, n = 5,000, on the device there is
     python benchmarks/cost.py --model cnn             its CNN
-    python benchmarks/cost.py --write                 put the tables into benchmarks/RESULTS.md as well
+    python benchmarks/cost.py --write                 put the table into benchmarks/RESULTS.md as well
 
 Uses data/cifar10_5k.npz where it is there, else random images of the same shape (the ratios are alike, the spectrum is not).
 Every figure is the median over rounds in which all jobs take turns, so that a drifting machine speed drops out of the ratios.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
+import math
 import platform
 import statistics
 import sys
@@ -190,11 +190,11 @@ def operations(built: Trainer) -> tuple[float, float, float]:
 # --- other solvers -----------------------------------------------------------------------------------------------------------
 
 
-def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[], tuple[float, int]]]]:
+def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[], tuple[float, float]]]]:
     """Solvers of others for the same λ_max; each returns the eigenvalue and the number of Hessian products."""
     theta, x, y = built.state.theta[:1], built.x, built.y
 
-    def scipy_solver() -> tuple[float, int]:
+    def scipy_solver() -> tuple[float, float]:
         hessian = Hessian(built.objective, theta, x, y)
 
         def product(v: np.ndarray) -> np.ndarray:
@@ -215,7 +215,7 @@ def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[
     with contextlib.suppress(ImportError):
         import curvlinops
 
-        def curvlinops_solver() -> tuple[float, int]:
+        def curvlinops_solver() -> tuple[float, float]:
             params = list(network.parameters())
             hessian = curvlinops.HessianLinearOperator(network, half, params, [(data.x, data.y)], check_deterministic=False)
             counted = _Counted(hessian.to_scipy())
@@ -227,10 +227,10 @@ def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[
     with contextlib.suppress(ImportError):
         from pyhessian import hessian as pyhessian
 
-        def pyhessian_solver() -> tuple[float, int]:
+        def pyhessian_solver() -> tuple[float, float]:
             computer = pyhessian(network, half, data=(data.x, data.y), cuda=theta.is_cuda)
             values, _ = computer.eigenvalues(maxIter=100, tol=1e-3, top_n=1)
-            return scale * float(values[0]), -1
+            return scale * float(values[0]), math.nan
 
         yield f"PyHessian {_version('pyhessian')}, power iteration, tol 1e-3", pyhessian_solver
 
@@ -256,15 +256,14 @@ class _Counted(scipy.sparse.linalg.LinearOperator):
 # --- the tables --------------------------------------------------------------------------------------------------------------
 
 
-def run(jobs: dict[str, tuple[Job, float]], device: torch.device, rounds: int) -> dict[str, list[float]]:
-    """Time all jobs in turn, for so many rounds; seconds per unit of each job."""
+def run(jobs: dict[str, tuple[Job, float]], device: torch.device, rounds: int) -> tuple[dict[str, list[float]], dict[str, object]]:
+    """Time all jobs in turn, for so many rounds; seconds per unit of each job, and what each returned when warming up."""
+    results = {label: job() for label, (job, _) in jobs.items()}
     times: dict[str, list[float]] = {label: [] for label in jobs}
-    for job, _ in jobs.values():
-        job()
     for _ in range(rounds):
         for label, (job, count) in jobs.items():
             times[label].append(clock(job, device) / count)
-    return times
+    return times, results
 
 
 def report(model: str, args: argparse.Namespace) -> str:
@@ -326,10 +325,9 @@ def report(model: str, args: argparse.Namespace) -> str:
             jobs[f"{label}, {whose}"] = (job, 1.0)
     if device.type == "cuda":
         jobs[f"{TF32}, residual 1e-3"] = (lambda: in_tf32(lambda: solve(start, 1e-3)), 1.0)
-    others = dict(peers(built, start))
-    for label, solver in others.items():
+    for label, solver in peers(built, start):
         jobs[f"λ_max cold, {label}"] = (solver, 1.0)
-    times = run(jobs, device, args.rounds)
+    times, results = run(jobs, device, args.rounds)
     unit = times["full-batch gradient"]
 
     rate, bandwidth = machine(device, args.rounds)
@@ -350,14 +348,9 @@ def report(model: str, args: argparse.Namespace) -> str:
             flops, moved = work[label]
             floor = max(flops / rate, moved / bandwidth)
             row |= {"floor, ms": 1e3 * floor, "times the floor": median / floor}
-        if label in (f"λ_max cold, {other}" for other in others):
-            value, products = others[label.removeprefix("λ_max cold, ")]()
-            row |= {"products": float(products) if products > 0 else np.nan, "relative error": abs(value / truth - 1)}
-        elif label.startswith("λ_max"):
-            vectors, tol = (before if "warm" in label else start), float(label.rsplit(" ", 1)[1])
-            job = functools.partial(solve, vectors, tol)
-            pairs = in_tf32(job) if label.startswith(TF32) else job()
-            row |= {"products": pairs.products.item(), "relative error": abs(pairs.values.item() / truth - 1)}
+        if label.startswith("λ_max"):
+            value, products = solved(results[label])
+            row |= {"products": products, "relative error": abs(value / truth - 1)}
         rows.append(row)
     frame = pd.DataFrame(rows).set_index("job")
     made = int(frame["products"]["λ_max warm (5 steps later), residual 1e-3"])
@@ -389,6 +382,14 @@ def report(model: str, args: argparse.Namespace) -> str:
         + ", ".join(f"{100 * value:.1f} % at b = {b}" for b, value in errors.items()) + ".",
         "",
     ])  # fmt: skip
+
+
+def solved(result: object) -> tuple[float, float]:
+    """Return the eigenvalue and the number of products of a solve, ours or a peer's; NaN where a peer does not count."""
+    if isinstance(result, eigen.Eigenpairs):
+        return result.values.item(), float(result.products.item())
+    assert isinstance(result, tuple)
+    return result
 
 
 def parts_of_the_training(seconds: float, middle: dict[str, float]) -> str:
@@ -426,6 +427,17 @@ def cpu() -> str:
     return platform.machine()
 
 
+def write(model: str, table: str) -> None:
+    """Put the table of a network into ``RESULTS.md``, in the place of the one there; those of the others stay."""
+    tables = {}
+    if RESULTS.exists():
+        for part in RESULTS.read_text("utf-8").split("\n## ")[1:]:
+            tables[part.split(" ", 1)[0]] = f"## {part.rstrip()}\n"
+    tables[model] = table
+    head = ["# What it costs\n", __doc__[__doc__.index("Uses data") :]]
+    RESULTS.write_text("\n".join([*head, *(tables[name] for name in WIDTH if name in tables)]), "utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(WIDTH), nargs="+", default=["fc-tanh"])
@@ -436,14 +448,12 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} beside this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    tables = []
     for model in args.model:
         with float32_products():
-            tables.append(report(model, args))
-        print(tables[-1], flush=True)  # so that the next one may fail
-    if args.write:
-        parts = ["# What it costs\n", __doc__[__doc__.index("Uses data") :], *tables]
-        RESULTS.write_text("\n".join(parts), "utf-8")
+            table = report(model, args)
+        print(table, flush=True)
+        if args.write:  # at once, so that the next one may fail
+            write(model, table)
     return 0
 
 
