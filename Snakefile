@@ -214,7 +214,8 @@ rule notebook:
 rule html:
     """Turn an executed notebook into a page that needs nothing from the network."""
     input:
-        f"{LOGS}/{{notebook}}.ipynb",
+        executed=f"{LOGS}/{{notebook}}.ipynb",
+        template="eosslib/page.html.j2",
     output:
         report(f"{FIGURES}/{{notebook}}.html", category="Pages", labels={"page": "{notebook}"}),
     log:
@@ -227,7 +228,7 @@ rule html:
     params:
         figures=output_folder,
     shell:
-        "python -m nbconvert {input} --to html --output-dir {params.figures} --embed-images"
+        "python -m nbconvert {input.executed} --to html --template-file {input.template} --output-dir {params.figures} --embed-images"
         " --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= > {log} 2>&1"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import inspect
 import io
 from collections.abc import Callable, Sequence
@@ -178,4 +179,5 @@ def animate(
     if folder:
         with atomic(Path(folder) / f"{name}.gif") as temporary:
             temporary.write_bytes(result.getvalue())
-    return f'<img alt="animation: {name}" src="data:image/gif;base64,{base64.b64encode(result.getvalue()).decode()}">'
+    shown = (picture.__doc__ or name).split("\n", 1)[0]
+    return f'<img alt="Animation: {html.escape(shown)}" src="data:image/gif;base64,{base64.b64encode(result.getvalue()).decode()}">'

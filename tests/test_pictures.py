@@ -60,6 +60,7 @@ def test_an_animation_is_a_gif_with_a_frame_for_each_setting_and_is_embedded(tmp
     assert image.format == "GIF"
     assert image.n_frames == 3
     assert base64.b64encode(written).decode() in element
+    assert 'alt="Animation: Gradient descent on a parabola, seen from the side."' in element
 
 
 def test_an_animation_of_a_notebook_opened_by_hand_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

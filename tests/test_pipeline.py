@@ -66,6 +66,13 @@ def test_the_pages_need_no_network_and_name_no_folder_of_this_machine(built):
         assert str(built) not in text, page
 
 
+def test_every_image_of_a_page_says_what_it_shows(built):
+    for page in (built / "figures/smoke").glob("*.html"):
+        said = re.findall(r"<img\b[^>]*?\balt=\"([^\"]*)\"", page.read_text())
+        assert len(said) == page.read_text().count("<img ") > 0, page
+        assert all(len(text) > 10 and "No description" not in text for text in said), (page, said)
+
+
 def test_nothing_is_left_to_do_after_a_run(built):
     result = snakemake(built, "-n", "all")
     assert "Nothing to be done" in result.stdout + result.stderr

@@ -6,9 +6,12 @@ import json
 import re
 import subprocess
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from nbconvert.filters import markdown2html
 
 from eosslib import analysis, config, powerlaw, runs
 from eosslib.gallery import write_results
@@ -127,6 +130,18 @@ def drawn_figures() -> list[tuple[str, str]]:
 def test_every_figure_of_the_digits_is_committed():
     shown = {name for name, entries in config.load_preset("digits").notebooks.items() if entries}
     assert {name for preset, name in drawn_figures() if preset == "digits"} == shown
+
+
+@pytest.mark.parametrize("page", sorted(FIGURES.glob("*/[0-9]*.html")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_page_shows_its_notebook_as_it_is_today(page):
+    """A notebook whose text was edited and not drawn again would leave the old text on its page."""
+    soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+    cells = nbformat.read(runs.ROOT / f"notebooks/{page.stem}.ipynb", as_version=4).cells
+    shown = [cell.get_text() for cell in soup.select(".jp-CodeCell:not(.celltag_injected-parameters) .jp-InputArea-editor")]
+    assert [text.strip() for text in shown] == [cell.source.strip() for cell in cells if cell.cell_type == "code"]
+    shown = [cell.get_text() for cell in soup.select(".jp-MarkdownOutput")]
+    wanted = [BeautifulSoup(markdown2html(cell.source), "html.parser") for cell in cells if cell.cell_type == "markdown"]
+    assert [text.split() for text in shown] == [text.get_text().split() for text in wanted]
 
 
 @pytest.mark.parametrize(("preset", "name"), drawn_figures())
