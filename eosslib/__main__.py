@@ -35,13 +35,26 @@ def _threads(text: str) -> int:
 
 def _gibibytes(text: str) -> int:
     """Return bytes."""
-    try:
-        size = float(text)
-    except ValueError:
-        size = math.nan
-    if not 0 < size < math.inf:
+    size = _finite(text)
+    if not size > 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of GiB: give one above 0, such as 0.5")
     return int(size * 2**30)
+
+
+def _seconds(text: str) -> float:
+    seconds = _finite(text)
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds: give one from 0 on, such as 500")
+    return seconds
+
+
+def _finite(text: str) -> float:
+    """Return a number, NaN where the text is none or an infinite one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=_threads, default=1, help="CPU threads (default 1: start several processes instead)")
     train.add_argument("--memory", type=_gibibytes, help="GiB of kept passes (default 4, on a GPU a third of its memory)")
     train.add_argument("--force", action="store_true", help="train again what is there, from the start")
-    train.add_argument("--max-seconds", type=float, help="write a checkpoint and stop after so long; exit status 75")
-    train.add_argument("--checkpoint-seconds", type=float, default=30.0, help="time between checkpoints (default 30)")
+    train.add_argument("--max-seconds", type=_seconds, help="write a checkpoint and stop after so long; exit status 75")
+    train.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, help="time between checkpoints (default 30)")
     train.set_defaults(run=_train)
 
     listing = commands.add_parser("list", help="list the groups of a preset")

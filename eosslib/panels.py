@@ -13,10 +13,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from eosslib import analysis, plotting
 
 QUANTITIES = {"minibatch_sharpness": "MiniBS", "batch_sharpness": "batch sharpness", "sharpness": "FullBS"}
+UNDER_THE_LABEL = 0.42  # inches below the axes: under the ticks' numbers and "step"
 
 
 def color(index: int) -> tuple[float, float, float]:
@@ -194,5 +196,6 @@ def tracked(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
                 )
     ax.plot(frame.step, frame.threshold, color="0.45", lw=1.0, ls=":", label="threshold")
     ax.set(xlabel="step", ylabel="curvature", ylim=(0, None))
-    ax.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)  # above: never on a line
+    below = ax.transAxes + ScaledTranslation(0, -UNDER_THE_LABEL, ax.figure.dpi_scale_trans)  # on no line, under no title
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=3, frameon=False)
     return ax

@@ -17,22 +17,23 @@ Number = TypeVar("Number", float, np.ndarray)
 # --- sampling ----------------------------------------------------------------------------------------------------------------
 
 
-def check_batches(n: int, b: Any, sampling: str) -> None:
+def check_batches(n: Any, b: Any, sampling: Any) -> None:
     """Refuse batches that cannot be drawn.
 
     Args:
-        n: Number of training examples.
-        b: Batch size, or an array of them.
+        n: Number of training examples, or an array of them, as of the following.
+        b: Batch size.
         sampling: ``reshuffle`` (without replacement) or ``iid``.
 
     Raises:
         ValueError: The sampling is none of the two, or a batch has no example or, without replacement, more than there are.
     """
-    if sampling not in ("reshuffle", "iid"):
-        raise ValueError(f"unknown sampling {sampling!r}: use reshuffle or iid")
+    sampling = np.asarray(sampling)
+    if unknown := sorted(set(sampling.ravel().tolist()) - {"reshuffle", "iid"}):
+        raise ValueError(f"unknown sampling {unknown[0]!r}: use reshuffle or iid")
     if not np.all(np.asarray(b) >= 1):
         raise ValueError(f"batch size {np.min(b)}: a batch has at least one example")
-    if sampling == "reshuffle" and not np.all(np.asarray(b) <= n):
+    if not np.all((sampling == "iid") | (np.asarray(b) <= np.asarray(n))):
         raise ValueError(f"batch size {np.max(b)}: without replacement a batch has at most all {n} examples")
 
 
@@ -71,11 +72,15 @@ def edge_noise_factor(n: int | np.ndarray, b: int | np.ndarray, sampling: str | 
     Returns:
         The factor, of the arguments' common shape.
 
+    Raises:
+        ValueError: As ``check_batches``.
+
     Example:
         >>> float(edge_noise_factor(1000, 500)), float(edge_noise_factor(1000, 1000))
         (2.0, 1.0)
     """
-    batches = np.asarray(n) // b
+    check_batches(n, b, sampling)
+    batches = np.maximum(np.asarray(n) // b, 1)  # none fits where examples are independent and b > n
     alternating = np.where(batches % 2, 1.0 - 1.0 / batches, 1.0)
     return np.where(np.asarray(sampling) == "iid", 1.0, 1.0 + b / np.maximum(n - np.asarray(b), 1) * alternating)
 

@@ -206,7 +206,9 @@ def test_a_folder_is_described_as_one(eosslib: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [("--threads", value, "not a number of threads: give a whole number from 1 on") for value in ("0", "-1", "1.5", "two")]
-    + [("--memory", value, "not a number of GiB: give one above 0") for value in ("nan", "inf", "0", "-1", "much")],
+    + [("--memory", value, "not a number of GiB: give one above 0") for value in ("nan", "inf", "0", "-1", "much")]
+    + [("--max-seconds", value, "not a number of seconds: give one from 0 on") for value in ("nan", "inf", "-1", "long")]
+    + [("--checkpoint-seconds", "nan", "not a number of seconds: give one from 0 on")],
 )
 def test_threads_and_memory_that_are_no_number_of_them_are_refused(
     option: str, value: str, words: str, eosslib: Command, capsys: pytest.CaptureFixture[str]

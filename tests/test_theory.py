@@ -141,6 +141,21 @@ def test_the_edge_noise_factor_is_that_of_an_oscillation_fed_with_reshuffled_bat
 
 def test_independent_examples_have_no_edge_noise_factor() -> None:
     assert theory.edge_noise_factor(10, 5, "iid") == 1
+    assert theory.edge_noise_factor(10, np.array([5, 20]), np.array(["reshuffle", "iid"])).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("b", "sampling", "message"),
+    [
+        (5, "shuffle", "unknown sampling 'shuffle'"),
+        (np.array([5, 5]), np.array(["iid", "other"]), "unknown sampling 'other'"),
+        (np.array([5, 20]), np.array(["iid", "reshuffle"]), "at most all 10"),
+        (0, "iid", "at least one example"),
+    ],
+)
+def test_an_edge_noise_factor_of_batches_that_cannot_be_drawn_is_refused(b, sampling, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        theory.edge_noise_factor(10, b, sampling)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
