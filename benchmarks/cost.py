@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,10 +47,13 @@ SETTINGS = config.RunConfig(
     model="fc-tanh", loss="mse", batch_size=50, lr=0.01, steps=1_000_000, dataset="cifar10", train_size=5000, width=200
 )
 WIDTH = {"fc-tanh": 200, "fc-relu": 200, "cnn": 32}
-EVERY = 50  # steps between two measurements in the cifar10 preset
+EVERY, SAMPLED_EVERY = 50, 1000  # steps between two measurements in the cifar10 preset; between two with sampling and a check
+PRECISION = 0.01  # standard error to which that samples
 SHARPENING = 5000  # steps of it, about, in which the sharpness still rises
 
 PRODUCT, TF32 = "Hessian product at kept passes", "λ_max cold, TF32"
+COLD, BATCH, MINI = "λ_max cold, residual 1e-3", "batch sharpness, b = {}, 40 draws", "MiniBS, b = {}, 40 draws"
+SIZES = (50, 250, 500)
 
 Job = Callable[[], object]
 Result = TypeVar("Result")
@@ -290,10 +294,13 @@ def report(model: str, args: argparse.Namespace) -> str:
         built.state.vectors = before
         built.measure()
 
-    def sampled(size: int) -> measurements.BatchSharpness:
-        return measurements.batch_sharpness(
-            built.objective, built.state.theta, built.x, built.y, batch_size=size, draws=40, keys=[("benchmark",)]
-        )
+    where, key = (built.objective, built.state.theta, built.x, built.y), [("benchmark",)]
+
+    def sampled(size: int) -> measurements.Estimate:
+        return measurements.batch_sharpness(*where, batch_size=size, draws=40, keys=key).ratio_of_means
+
+    def minibs(size: int) -> measurements.Estimate:
+        return measurements.minibatch_sharpness(*where, before[:, 0], batch_size=size, draws=40, keys=key).value
 
     count = 20 if model == "cnn" else EVERY
     jobs: dict[str, tuple[Job, float]] = {
@@ -302,11 +309,11 @@ def report(model: str, args: argparse.Namespace) -> str:
         PRODUCT: (lambda: operator(vector), 1.0),
         "σ_u² at kept passes": (lambda: operator.slopes(vector), 1.0),
         "λ_max warm (5 steps later), residual 1e-3": (lambda: solve(before, 1e-3), 1.0),
-        "λ_max cold, residual 1e-3": (lambda: solve(start, 1e-3), 1.0),
+        COLD: (lambda: solve(start, 1e-3), 1.0),
         "λ_max cold, residual 1e-2": (lambda: solve(start, 1e-2), 1.0),
         "whole measurement, warm": (measure, 1.0),
-        "batch sharpness, b = 50, 40 draws": (lambda: sampled(50), 1.0),
-        "batch sharpness, b = 250, 40 draws": (lambda: sampled(250), 1.0),
+        **{BATCH.format(b): (functools.partial(sampled, b), 1.0) for b in SIZES},
+        **{MINI.format(b): (functools.partial(minibs, b), 1.0) for b in (50, 250)},
         "SGD step, b = 50": (steps_of(built, 50, count), count),
         "SGD step, b = 50, bare PyTorch loop": (bare_loop(built, 50, count), count),
         "SGD step, b = 50, of 3 stacked seeds, per seed": (steps_of(three, 50, count), 3.0 * count),
@@ -337,8 +344,9 @@ def report(model: str, args: argparse.Namespace) -> str:
         "forward and backward pass to keep": ((gradient - forward) * 5000, 4 * (data.x.numel() + size)),
         PRODUCT: (product * 5000, 4 * (data.x.numel() + 3 * size)),
         "σ_u² at kept passes": (forward * 5000, 4 * (data.x.numel() + 2 * size)),
-        **{f"SGD step, b = {b}": (gradient * b, 4 * (data.x[:b].numel() + 4 * size)) for b in (50, 250, 500)},
+        **{f"SGD step, b = {b}": (gradient * b, 4 * (data.x[:b].numel() + 4 * size)) for b in SIZES},
     }
+    work |= {f"SGD step, b = {b}, of 3 stacked seeds, per seed": work[f"SGD step, b = {b}"] for b in (50, 500)}
     rows = []
     for label, seconds in times.items():
         median = statistics.median(seconds)
@@ -358,28 +366,45 @@ def report(model: str, args: argparse.Namespace) -> str:
         frame[column] = [format(v, form) if np.isfinite(v) else "–" for v in frame[column]]
     frame["products"] = [f"{v:.0f}" if np.isfinite(v) else "–" for v in frame["products"]]
     frame["relative error"] = [f"{v:.1e}" if np.isfinite(v) else "–" for v in frame["relative error"]]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu()}, {args.threads} thread(s)"
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu()}, {args.threads} thread(s)"
     layers = "3072-200-200-10" if model != "cnn" else f"{WIDTH[model]}-{WIDTH[model]} channels"
-    errors = {b: (e := sampled(b).ratio_of_means).standard_error.item() / e.value.item() for b in (50, 250)}
     middle = {label: statistics.median(seconds) for label, seconds in times.items()}
-    measured = middle["whole measurement, warm"]
+    errors = {
+        label: found.standard_error.item() / found.value.item()
+        for label, found in results.items()
+        if isinstance(found, measurements.Estimate)
+    }
+    fine = {label: middle[label] * (error / PRECISION) ** 2 for label, error in errors.items()}  # draws scatter independently
+    measured, every = middle["whole measurement, warm"], f"a measurement every {EVERY} steps"
+
+    def everything(products: float, b: int) -> float:
+        """What a run of the cifar10 preset measures in so many steps, over what it trains."""
+        many = SAMPLED_EVERY / EVERY * (measured + (products - made) * middle[PRODUCT])
+        return (many + middle[COLD] + fine[BATCH.format(b)]) / (SAMPLED_EVERY * middle[f"SGD step, b = {b}"])
+
     return "\n".join([
         f"## {model} ({layers}), n = 5,000 ({name}), {size:,} parameters",
         "",
-        f"After {args.steps} steps of gradient descent at η = 0.01, λ_max = {truth:.3f}. {where}; torch {torch.__version__}, "
+        f"After {args.steps} steps of gradient descent at η = 0.01, λ_max = {truth:.3f}. {processor}; torch {torch.__version__}, "
         f"Python {platform.python_version()}; float32; median of {args.rounds} rounds. "
         f"Matrix product {rate / 1e9:,.0f} GFLOP/s, copy {bandwidth / 1e9:,.1f} GB/s.",
         "",
         markdown(frame),
         "",
-        f"With {made} products, a measurement every {EVERY} steps costs {parts_of_the_training(measured, middle)}.",
+        f"With {made} products, {every} costs {parts_of_the_training(measured, middle)}.",
         *(
             f"In the committed runs of this network a warm-started solve takes {products:.1f} products on average {when}: then a "
             f"measurement costs {parts_of_the_training(measured + (products - made) * middle[PRODUCT], middle)}."
             for when, products in products_in_runs(model).items()
         ),
-        "Standard error of 40 draws of batch sharpness: "
-        + ", ".join(f"{100 * value:.1f} % at b = {b}" for b, value in errors.items()) + ".",
+        *(
+            f"All that the preset measures, at {products:.1f} products, with one λ_max from a random start and one batch sharpness "
+            f"to {percent(PRECISION)} every {SAMPLED_EVERY:,} steps, costs {listed(everything(products, b) for b in SIZES)}."
+            for products in products_in_runs(model).values()
+        ),
+        "Standard errors: " + "; ".join(f"{label}, {percent(error)}" for label, error in errors.items()) + ".",
+        f"To {percent(PRECISION)}, by these scatters, in full-batch gradients: "
+        + "; ".join(f"{label.rsplit(',', 1)[0]}: {s / middle['full-batch gradient']:.0f}" for label, s in fine.items()) + ".",
         "",
     ])  # fmt: skip
 
@@ -394,8 +419,15 @@ def solved(result: object) -> tuple[float, float]:
 
 def parts_of_the_training(seconds: float, middle: dict[str, float]) -> str:
     """Say what part of the training between two measurements so many seconds are."""
-    parts = {b: seconds / (EVERY * middle[f"SGD step, b = {b}"]) for b in (50, 250, 500)}
-    return ", ".join(f"{value:.2f} of the training at b = {b}" for b, value in parts.items())
+    return listed(seconds / (EVERY * middle[f"SGD step, b = {b}"]) for b in SIZES)
+
+
+def percent(part: float) -> str:
+    return f"{100 * part:.2g} %"
+
+
+def listed(parts: Iterable[float]) -> str:
+    return ", ".join(f"{part:.2f} of the training at b = {b}" for part, b in zip(parts, SIZES, strict=True))
 
 
 def products_in_runs(model: str) -> dict[str, float]:

@@ -73,7 +73,8 @@ def distance(ax: Axes, lr: float = 1.3, starts: Sequence[float] = (0.01, 6.0), s
         ax.plot(np.abs(toys.descend(toys.flat_tails(), start, lr, steps)), ".-", ms=3, lw=0.8, label=f"from x = {start:g}")
     ax.axhline(cycle, color="C3", lw=0.9, ls=":", label="curvature felt = 2/η")
     ax.set(yscale="log", xlabel="step", ylabel="|x|", title=f"the same, η = {lr:g}\nfrom every start")
-    ax.legend(loc="lower right")
+    ax.set_ylim(top=100 * cycle)  # room for the legend above the lines
+    ax.legend(loc="upper right", fontsize=6.5)
 
 
 def valley(

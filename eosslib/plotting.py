@@ -22,7 +22,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from eosslib.findings import Headline
-from eosslib.powerlaw import PowerLaw
+from eosslib.powerlaw import PowerLaw, number
 from eosslib.runs import atomic
 
 PAGE = 7.0  # inches
@@ -91,7 +91,7 @@ def names(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def settings(frame: pd.DataFrame) -> str:
-    """Say in a few sentences what a figure's runs are: networks, step sizes, numbers of steps, seeds, and which diverged."""
+    """Say in a few sentences what a figure's runs are: networks, step sizes, steps, seeds, and which diverged."""
 
     def either(values: pd.Series) -> str:
         return " or ".join(f"{value:,}" if value == int(value) else f"{value:g}" for value in sorted(values.unique()))
@@ -99,7 +99,8 @@ def settings(frame: pd.DataFrame) -> str:
     network, parts = frame.entry.map(names(frame)), []
     for (optimizer, momentum, kind, loss), part in frame.groupby(["optimizer", "momentum", network, "loss_name"], sort=False):
         name = ", Adam" if optimizer == "adam" else f", μ = {momentum:g}" if momentum else ""
-        parts.append(f"{kind}, {LOSS_LABELS.get(str(loss), loss)}{name}: η = {either(part.lr)}, {either(part.steps)} steps")
+        often = f"{either(part.steps)} steps, measured every {either(part.measure_every)}"
+        parts.append(f"{kind}, {LOSS_LABELS.get(str(loss), loss)}{name}: η = {either(part.lr)}, {often}")
     counts = frame.groupby(["entry", "noise", "batch_size"]).seed.nunique()  # of each group of runs
     fewest, most = counts.min(), counts.max()
     text = f"{'; '.join(parts)}. {'One seed' if most == 1 else f'{most} seeds' if fewest == most else f'{fewest} to {most} seeds'}."
@@ -320,7 +321,7 @@ def short_ticks(axis: Axis) -> None:
 def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope: float = -1.0) -> None:
     """Draw a dotted line of a given slope through a point of a log–log plot."""
     xs = np.array([min(x), max(x)], dtype=float)
-    ax.plot(xs, anchor[1] * (xs / anchor[0]) ** slope, color="0.3", ls=":", lw=1.2, label=f"slope {slope:g}".replace("-", "−"))
+    ax.plot(xs, anchor[1] * (xs / anchor[0]) ** slope, color="0.3", ls=":", lw=1.2, label=f"slope {number(slope)}")
 
 
 def save(
@@ -366,10 +367,10 @@ def save(
     missing = "" if frame is None else frame.attrs["missing"]
     caption = " ".join(caption.split()) + ("" if frame is None else f" {settings(frame)}")
     caption += f" Reduced: not trained yet are {missing}." if missing else ""
-    numbers: list[dict[str, Any]] = [{**asdict(h), "text": h.text} for h in headlines]
-    for number in numbers:  # JSON has no NaN: an error over one seed is null
-        number |= {key: None for key in ("ours", "error") if number[key] is not None and not np.isfinite(number[key])}
-    record = {"name": name, "title": title, "caption": caption, "headlines": numbers}
+    rows: list[dict[str, Any]] = [{**asdict(h), "text": h.text} for h in headlines]
+    for row in rows:  # JSON has no NaN: an error over one seed is null
+        row |= {key: None for key in ("ours", "error") if row[key] is not None and not np.isfinite(row[key])}
+    record = {"name": name, "title": title, "caption": caption, "headlines": rows}
     record |= {"more": list(more)} if more else {}
     record |= {"missing": missing} if missing else {}
     record |= {} if frame is None else {"source": frame.attrs["source"]}

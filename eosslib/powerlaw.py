@@ -12,19 +12,35 @@ import pandas as pd
 from scipy import optimize, stats
 
 
+def number(value: float, decimals: int | None = None) -> str:
+    """Write a number with a minus sign, not a hyphen, and commas: to three figures, or with so many decimals.
+
+    Example:
+        >>> number(-0.9381), number(208.31), number(1083.0), number(3.77e-15), number(-1850.4, 0)
+        ('−0.938', '208', '1,080', '3.77e−15', '−1,850')
+    """
+    if decimals is not None:
+        written = f"{value:,.{decimals}f}"
+    elif 1e3 <= abs(rounded := float(f"{value:.3g}")) < 1e6:
+        written = f"{rounded:,.0f}"
+    else:
+        written = f"{value:.3g}"
+    return written.replace("-", "−")
+
+
 def plus_minus(value: float, error: float | None) -> str:
     """Write a number with its standard error, to the error's precision.
 
     Example:
         >>> plus_minus(-0.93812, 0.0262), plus_minus(208.31, None)
-        ('-0.938 ± 0.026', '208')
+        ('−0.938 ± 0.026', '208')
     """
     if not np.isfinite(value):
         return "not measured"
     if error is None or not np.isfinite(error):
-        return f"{value:.3g}"
-    digits = max(0, 1 - int(np.floor(np.log10(error)))) if error > 0 else 3
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+        return number(value)
+    decimals = max(0, 1 - int(np.floor(np.log10(error)))) if error > 0 else 3
+    return f"{number(value, decimals)} ± {number(error, decimals)}"
 
 
 @dataclass(frozen=True)
@@ -129,9 +145,13 @@ class BrokenPowerLaw:
 
     def __str__(self) -> str:
         """Slopes and break points with their standard errors."""
-        slopes = ", ".join(plus_minus(s, e) for s, e in zip(self.slopes, self.slopes_se, strict=True))
-        breaks = ", ".join(plus_minus(b, e) for b, e in zip(self.breaks, self.breaks_se, strict=True))
-        return f"slopes {slopes}" + (f"; breaks at {breaks}" if breaks else "")
+        breaks = f"; {_listed('break', self.breaks, self.breaks_se, ' at')}" if len(self.breaks) else ""
+        return _listed("slope", self.slopes, self.slopes_se) + breaks
+
+
+def _listed(name: str, values: np.ndarray, errors: np.ndarray, after: str = "") -> str:
+    plural = "s" if len(values) > 1 else ""
+    return f"{name}{plural}{after} {', '.join(plus_minus(*pair) for pair in zip(values, errors, strict=True))}"
 
 
 def _broken_line(t: np.ndarray, *p: float) -> np.ndarray:

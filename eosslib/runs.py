@@ -205,8 +205,8 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
     Returns:
         A row a measurement; beside the trajectories' columns stand ``entry``, ``dataset``, ``model``, ``width``, ``depth``,
         ``init_scale``, ``loss_name``, ``batch_size``, ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``,
-        ``steps``, ``full_batch``, ``diverged``, ``optimizer`` and ``momentum``; where a schedule changes settings these are the
-        first, and ``edge`` is the threshold in force from the row's step on.
+        ``steps``, ``measure_every``, ``full_batch``, ``diverged``, ``optimizer`` and ``momentum``; where a schedule changes
+        settings these are the first, and ``edge`` is the threshold in force from the row's step on.
         ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
         committed ones lack (empty if none).
 
@@ -248,6 +248,7 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                     optimizer=config.optimizer,
                     momentum=config.momentum,
                     steps=config.steps,
+                    measure_every=config.measure_every,
                     full_batch=config.full_batch,
                     diverged=run.diverged_at is not None,
                 )

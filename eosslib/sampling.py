@@ -9,8 +9,9 @@ from eosslib.theory import check_batches
 
 
 def _seeds(key: tuple[str | int, ...], places: range, device: torch.device | str) -> torch.Tensor:
-    """Return the seeds of the sub-streams of a stream: (len(places),)."""
-    return words(torch.tensor(seed_of(*key), device=device), torch.arange(places.start, places.stop, device=device))
+    """Return the seeds of the sub-streams of a stream: (len(places),). Nothing is copied to the device, which would wait for it."""
+    seed = torch.full((), seed_of(*key), dtype=torch.int64, device=device)
+    return words(seed, torch.arange(places.start, places.stop, device=device))
 
 
 def batches(

@@ -17,6 +17,7 @@ from eosslib.flat import Objective
 from eosslib.sampling import batches
 from eosslib.streams import seed_of
 
+GRAPHED = ("cuda",)  # kinds of devices on which steps are captured and replayed
 MAX_GRAPH = 100  # steps in one captured graph
 
 
@@ -76,7 +77,7 @@ class Stepper:
             self._u.copy_(u[:, :count])
         self._step.fill_(start)
         indices = self.draw(start, stop) if self._uses_batch else None
-        if self.theta.device.type != "cuda":
+        if self.theta.device.type not in GRAPHED:
             self._make(stop - start, indices)
             return
         with torch.cuda.device(self.theta.device):

@@ -13,9 +13,9 @@ from eosslib.findings import Headline
 
 
 def test_headlines_show_as_many_digits_as_the_error_allows():
-    assert Headline("a", -0.9412, 0.0213).text == "-0.941 ± 0.021"
+    assert Headline("a", -0.9412, 0.0213).text == "−0.941 ± 0.021"
     assert Headline("a", 18.52, 3.1).text == "18.5 ± 3.1"
-    assert Headline("a", 1850.0, 30.0).text == "1850 ± 30"
+    assert Headline("a", 1850.0, 30.0).text == "1,850 ± 30"
     assert Headline("a", 0.5).text == "0.5"
     assert Headline("a", float("nan")).text == "not measured"
     assert findings.table([Headline("a", 1.0, 0.1, "1.2")]).loc["a", "paper"] == "1.2"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,7 +13,8 @@ import pandas as pd
 import pytest
 
 from eosslib import findings, runs
-from eosslib.config import PRESET_FOLDER, load_preset
+from eosslib.config import PRESET_FOLDER, Preset, load_preset
+from eosslib.gallery import write_index
 
 NOTEBOOKS = sorted((PRESET_FOLDER.parent / "notebooks").glob("*.ipynb"))
 
@@ -43,7 +46,10 @@ class TestNotebook:
         assert not any(line.lstrip().startswith(("def ", "class ")) for lines in sources for line in lines)
 
     def test_ends_by_checking_its_claims(self, path):
-        assert "findings.check(claims" in code_cells(path)[-1].source
+        sources = [cell.source for cell in code_cells(path)]
+        drawn_from_runs = any("runs.collect(" in source for source in sources)
+        enforce = 'chosen.claims and not frame.attrs["missing"]' if drawn_from_runs else "chosen.claims"
+        assert f"findings.check(claims, {enforce})" in sources[-1]
 
     def test_is_part_of_the_default_preset_and_saves_a_figure_of_its_own_name(self, path):
         assert sum(f'plotting.save(fig, "{path.stem}", figures_folder' in cell.source for cell in code_cells(path)) == 1
@@ -58,6 +64,15 @@ class TestNotebook:
 def test_every_notebook_of_a_preset_exists():
     for preset in PRESET_FOLDER.glob("*.yaml"):
         assert set(load_preset(preset.stem).notebooks) <= {path.stem for path in NOTEBOOKS}
+
+
+def test_the_index_says_that_claims_of_reduced_figures_are_not_enforced_where_there_are_such_figures(tmp_path):
+    preset, said = Preset("digits", "", (0,), {}, {"01_a": ("x",)}), "claims are not enforced for figures whose caption"
+    record = {"name": "01_a", "title": "A", "caption": "", "headlines": []}
+    for missing in ({}, {"missing": "x full (seed 1)"}):
+        (tmp_path / "01_a.json").write_text(json.dumps(record | missing))
+        assert (said in write_index(tmp_path, preset).read_text()) == bool(missing)
+    assert said not in write_index(tmp_path, replace(preset, claims=False)).read_text()  # there no figure's claims are
 
 
 def gradient_descent_diverged(frame: pd.DataFrame) -> pd.DataFrame:

@@ -67,7 +67,7 @@ def test_the_pages_need_no_network_and_name_no_folder_of_this_machine(built):
 
 
 def test_every_image_of_a_page_says_what_it_shows(built):
-    for page in (built / "figures/smoke").glob("*.html"):
+    for page in (built / "figures/smoke").glob("[0-9]*.html"):
         said = re.findall(r"<img\b[^>]*?\balt=\"([^\"]*)\"", page.read_text())
         assert len(said) == page.read_text().count("<img ") > 0, page
         assert all(len(text) > 10 and "No description" not in text for text in said), (page, said)
@@ -148,3 +148,28 @@ def test_a_job_trains_as_many_seeds_as_it_is_told(checkout):
     refused = snakemake(checkout, "-n", "all", config=("preset=smoke", "seeds_per_job=0"))
     assert refused.returncode != 0
     assert "seeds_per_job is 0, not an integer above 0" in refused.stdout + refused.stderr
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", ["--gpus=1"]), ("cpu", [])])
+def test_a_slurm_cluster_gets_a_job_for_each_training_with_a_gpu_and_the_seeds_asked_for(
+    checkout, tmp_path, monkeypatch, device, gpus
+):
+    refuse = f'printf "%s\\n" "$*" >> {tmp_path}/submitted; echo a stand-in >&2; exit 1'
+    for name, does in {"sbatch": refuse, **dict.fromkeys(("squeue", "sacct", "sinfo", "scancel"), "exit 0")}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    wanted = [f"data/runs/slurm/fc-tanh/b0020/seed{seed}.parquet" for seed in (0, 1)]
+    preset = (checkout / "config/smoke.yaml").read_text().replace("name: smoke", "name: slurm")
+    (checkout / "config/slurm.yaml").write_text(preset)  # of which nothing is trained yet
+    options = ["--workflow-profile", "profiles/slurm", "--retries", "0", "--slurm-init-seconds-before-status-checks", "1", *wanted]
+    result = snakemake(checkout, *options, config=("preset=slurm", "seeds_per_job=1", f"device={device}"))
+    assert "The error message was 'a stand-in'" in result.stdout + result.stderr
+    submitted = (tmp_path / "submitted").read_text().splitlines()
+    assert len(submitted) == 2
+    assert {re.search(r"--target-jobs '(\S+)'", job)[1] for job in submitted} == {
+        f"{r}:group=fc-tanh/b0020" for r in ("train", "train1")
+    }
+    assert [re.findall(r"--gpus\S+", job) for job in submitted] == [gpus, gpus]
+    trained = re.findall(r"eosslib train config/slurm.yaml fc-tanh/b0020 --seeds (.+?) --out", result.stdout + result.stderr)
+    assert set(trained) == {"0", "1"}

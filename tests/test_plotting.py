@@ -95,7 +95,7 @@ def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
     assert [p.name for p in paths] == ["02_x.png", "02_x.pdf", "02_x.json"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert paths[1].read_bytes().startswith(b"%PDF")
-    assert json.loads(paths[2].read_text())["headlines"][0]["text"] == "-0.940 ± 0.020"
+    assert json.loads(paths[2].read_text())["headlines"][0]["text"] == "−0.940 ± 0.020"
 
 
 def test_a_caption_is_one_line_however_it_was_written(tmp_path):
@@ -238,6 +238,7 @@ def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_p
         "momentum": 0.0,
         "lr": 0.05,
         "steps": 2000,
+        "measure_every": 50,
         "seed": 0,
         "batch_size": 2000,
         "noise": "sgd",
@@ -261,14 +262,16 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
         ("fc-tanh", "sgd", 0.9, 0.1),
         ("cnn", "adam", 0.9, 0.001),
     ]
-    one = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr"]).assign(loss_name="mse", steps=2000, noise="sgd")
+    one = pd.DataFrame(runs, columns=["model", "optimizer", "momentum", "lr"]).assign(
+        loss_name="mse", steps=2000, measure_every=50, noise="sgd"
+    )
     one = one.assign(entry=[f"entry{i}" for i in range(4)], depth=2, batch_size=8, diverged=False)
     frame = pd.concat([one.assign(seed=0), one.assign(seed=1)], ignore_index=True)
     frame.attrs |= {"missing": "", "source": "2 committed runs"}
     plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="Seen.", frame=frame)
     assert json.loads((tmp_path / "01_a.json").read_text())["caption"] == (
-        "Seen. FC-tanh, squared error: η = 0.1 or 0.2, 2,000 steps; FC-tanh, squared error, μ = 0.9: η = 0.1, 2,000 steps; "
-        "CNN, squared error, Adam: η = 0.001, 2,000 steps. 2 seeds."
+        "Seen. FC-tanh, squared error: η = 0.1 or 0.2, 2,000 steps, measured every 50; FC-tanh, squared error, μ = 0.9: η = 0.1, "
+        "2,000 steps, measured every 50; CNN, squared error, Adam: η = 0.001, 2,000 steps, measured every 50. 2 seeds."
     )
     assert json.loads((tmp_path / "01_a.json").read_text())["source"] == "2 committed runs"
     assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from eosslib import powerlaw
+
+
+def test_numbers_have_minus_signs_and_commas_and_no_exponent_where_they_can_be_read_without_one():
+    assert powerlaw.plus_minus(-0.9412, 0.0213) == "−0.941 ± 0.021"
+    assert powerlaw.plus_minus(-3.771e-15, None) == "−3.77e−15"
+    assert powerlaw.plus_minus(1083.4, None) == "1,080"
+    assert powerlaw.plus_minus(999.6, None) == "1,000"
+    assert powerlaw.plus_minus(1.5e6, float("nan")) == "1.5e+06"
+    assert powerlaw.plus_minus(-12345.6, 1234.5) == "−12,346 ± 1,234"
+
+
+def test_a_fit_says_its_slopes_and_breaks_and_how_many_there_are():
+    rough = np.exp(np.random.default_rng(0).normal(0, 0.05, len(SIZES)))
+    pieces = {1: broken(SIZES, [-1.0], []), 2: broken(SIZES, [-0.2, -1.0], [12.0])}
+    one, two = (str(powerlaw.fit_broken(SIZES, y * rough, m)) for m, y in pieces.items())
+    number = r"−?\d+\.\d+ ± \d+\.\d+"
+    assert re.fullmatch(f"slope {number}", one)
+    assert re.fullmatch(f"slopes {number}, {number}; break at {number}", two)
+    assert str(powerlaw.fit(SIZES, pieces[1] * rough)) == f"{one}, R² 1.000, 25 points"
 
 
 @pytest.mark.parametrize("slope", [-1.27, -1.0, 0.5])

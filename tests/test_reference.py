@@ -108,6 +108,17 @@ class TestReference:
         assert (checks.sharpness_check <= checks.sharpness * (1 + 1e-3)).all()
         assert 0 < missed < 0.045
 
+    def test_batch_sharpness_and_minibs_are_as_fine_as_the_readme_says(self, name):
+        coarsest = {"cifar10/fc-tanh": 0.012, "cifar10/fc-relu": 0.015, "cifar10": 0.02, "eoss": 0.11, "digits": 0.36}
+        measured = 0
+        for group, wanted in committed(name):
+            frame = runs.load(runs.run_path(REFERENCE / name, group, wanted)).frame
+            for quantity in {"batch_sharpness", "minibatch_sharpness"} & set(frame):
+                relative = (frame[f"{quantity}_se"] / frame[quantity].abs()).dropna()
+                measured += len(relative)
+                assert (relative <= coarsest.get(f"{name}/{group.entry}", coarsest[name])).all(), (group.name, quantity)
+        assert measured
+
     def test_the_committed_figures_show_these_runs(self, name):
         preset = config.load_preset(name)
         if "02_gap_vs_batch_size" not in preset.notebooks:
@@ -178,14 +189,44 @@ def test_there_are_three_seeds_and_eleven_batch_sizes_for_the_gap_on_digits():
 
 
 def test_every_number_with_an_error_in_the_readme_is_one_of_a_committed_figure():
-    readme = (runs.ROOT / "README.md").read_text(encoding="utf-8").replace("−", "-")
-    stated = set(re.findall(r"-?\d[\d.,]* ± \d[\d.]*", readme))
+    readme = (runs.ROOT / "README.md").read_text(encoding="utf-8")
+    stated = set(re.findall(r"−?\d[\d.,]* ± \d[\d.]*", readme))
     drawn = {path: drawn_record(path.parent.name, path.stem) for path in FIGURES.glob("*/*.json")}
     texts = {path: {headline["text"] for headline in record["headlines"]} for path, record in drawn.items()}
     assert stated - set().union(*texts.values()) == set()
     for path, numbers in texts.items():
         if path.parent.name == "digits":
             assert any(number in readme for number in numbers), path.name
+
+
+def test_the_numbers_without_an_error_in_the_readme_come_out_of_the_committed_runs():
+    readme = (runs.ROOT / "README.md").read_text(encoding="utf-8")
+
+    def collected(preset: str, entry: str) -> pd.DataFrame:
+        return runs.collect(config.load_preset(preset), (entry,), REFERENCE / preset)
+
+    def gaps(frame: pd.DataFrame, part: float) -> pd.Series:
+        return analysis.gaps(analysis.plateaus(frame, part=part)).groupby("batch_size").gap.mean()
+
+    tanh = collected("cifar10", "fc-tanh")
+    plateau = analysis.plateaus(tanh).groupby("batch_size").sharpness.mean() / 200
+    rest = plateau[(plateau.index >= 100) & (plateau.index <= 2500)]
+    assert f"{plateau[50]:.2f} (b = 50), {plateau[75]:.2f} (75), {rest.min():.2f} to {rest.max():.2f} (100 to 2,500)" in readme
+    assert f"that is {gaps(tanh, 1 / 4)[50]:.1f}; over the last eighth" in readme
+    assert f"that is {gaps(tanh, 1 / 8)[50]:.1f}: it has not come to rest" in readme
+
+    gap = gaps(collected("cifar10", "fc-relu"), 1 / 4)
+    assert f"{gap[150]:.1f}, {gap[250]:.1f}, {gap[350]:.1f} and {abs(gap[500]):.1f} at b = 150, 250, 350 and 500" in readme
+    least, most = (powerlaw.number(value, 1) for value in gap[gap.index > 500].agg(["min", "max"]))
+    assert f"{least} to {most} above" in readme
+
+    mlp = collected("eoss", "mlp")
+    means = analysis.plateaus(mlp, more=["batch_sharpness", "minibatch_sharpness"]).set_index("batch_size")
+    batch, mini = (means[f"{name}_sharpness"] / 40 for name in ("batch", "minibatch"))
+    full = mlp[mlp.step > 0.75 * mlp.steps].groupby("batch_size").sharpness.median() / 40
+    assert f"{batch[16]:.2f} (still rising), {batch[64]:.2f}, {batch[256]:.2f}, {batch[1024]:.2f} |" in readme
+    assert f"{mini[16]:.2f} (still rising), {mini[64]:.2f}, {mini[256]:.2f} (with a spike of 2.1), {mini[1024]:.2f} |" in readme
+    assert f"{full[16]:.2f}, {full[64]:.2f}, {full[256]:.2f}, {full[1024]:.2f}: below 2/η at small b alone" in readme
 
 
 def test_the_reference_is_small():

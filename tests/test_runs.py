@@ -195,6 +195,7 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
         "optimizer",
         "momentum",
         "steps",
+        "measure_every",
         "full_batch",
     ]
     assert list(table.columns) == ["step", "loss", "sharpness", "entry", *settings, "diverged"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -12,6 +13,8 @@ import pytest
 import torch
 from oracles import randn
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from eosslib import datasets, dynamics, eigen, measurements, models, stepping
 from eosslib.config import RunConfig
@@ -413,6 +416,90 @@ def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(n
 # --- CUDA --------------------------------------------------------------------------------------------------------------------
 
 
+class Graph:
+    """What a CUDA graph does, on a CPU: the operations of a stretch, run again on the same memory, whatever Python would do now."""
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for operation, arguments, options, results in self.operations:
+            again = operation(*arguments, **options)
+            for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Capture(TorchDispatchMode):
+    """Records into a graph. Unlike CUDA it also makes the steps, which is why ``_capture`` must put everything back."""
+
+    def __init__(self, graph: Graph, stream: object) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        assert operation is not torch.ops.aten._local_scalar_dense.default, "a graph cannot wait for a number"
+        results = operation(*arguments, **(options or {}))
+        self.graph.operations.append((operation, arguments, options or {}, results))
+        return results
+
+
+@pytest.fixture
+def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+
+    monkeypatch.setattr(stepping, "GRAPHED", ("cpu",))
+    monkeypatch.setattr(stepping, "MAX_GRAPH", 4)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Stream)
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+
+
+@pytest.mark.usefixtures("graphs_on_the_cpu")
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        *(("fc-tanh", {"noise": noise}) for noise in dynamics.DIRECTIONS),
+        ("fc-relu", {"batch_size": 40}),
+        ("fc-relu", {"sampling": "iid", "optimizer": "adam", "momentum": 0.9}),
+        ("cnn", {"optimizer": "nesterov", "momentum": 0.5}),
+        ("resnet10", {}),
+    ],
+)
+def test_graphs_hold_nothing_that_changes_from_step_to_step(model: str, options: dict[str, Any], tiny: Settings) -> None:
+    """Two stretches, of 4, 4, 2 and of 4, 3 steps: graphs used once and again with other batches, noise and eigenvectors."""
+    runs = [tiny(model=model, seed=seed, dtype="float64", **{"batch_size": 8, **options}) for seed in (0, 1)]
+    replayed, plain = trainer_of(*runs), trainer_of(*runs)
+    u = [torch.nn.functional.normalize(randn(2, 9, replayed.state.theta.shape[1], seed=seed), dim=-1) for seed in (1, 2)]
+    stepper = plain._stepper_of(plain.state)
+    for (start, stop), vectors in zip([(3, 13), (13, 20)], u, strict=True):
+        replayed._stepper_of(replayed.state).advance(start, stop, vectors)
+        stepper._replay = stepper._make  # type: ignore[method-assign]
+        stepper.advance(start, stop, vectors)
+        torch.testing.assert_close(replayed.state.theta, plain.state.theta, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(replayed.state.kept, plain.state.kept, rtol=1e-12, atol=1e-14)
+    assert sorted(replayed._stepper_of(replayed.state)._graphs) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_stack_solved_for_in_one_as_on_a_gpu_measures_what_its_networks_do_one_by_one(
+    model: str, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [tiny(model=model, seed=seed, dtype="float64", eig_tol=1e-8, eig_k=2, **SAMPLED) for seed in (0, 1, 2)]
+    one_by_one = train(*runs)
+    monkeypatch.setattr(measurements, "solved_together", lambda theta: [slice(0, len(theta))])
+    together = train(*runs)
+    for seed in (0, 1, 2):
+        for ours, theirs in zip(together.rows[seed], one_by_one.rows[seed], strict=True):
+            same = ours.keys() - {"sharpness_residual", "sharpness_products"}
+            assert {key: theirs[key] for key in same} == pytest.approx({key: ours[key] for key in same}, rel=1e-6, nan_ok=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [8, 40])
 @pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
@@ -442,7 +529,16 @@ def test_replayed_graphs_make_the_same_steps_as_a_plain_loop(
         trainer_of(*[tiny(model=model, noise=noise, seed=seed, dtype="float64") for seed in (0, 1)], device=cuda) for _ in "ab"
     )
     start, u = replayed.state.theta.clone(), replayed.state.vectors
-    replayed._stepper_of(replayed.state).advance(3, 13, u)
+    stepper = replayed._stepper_of(replayed.state)
+    stepper.advance(3, 13, u)
+    torch.cuda.set_sync_debug_mode("error")  # what would wait for the device is an error, now that all graphs are captured
+    try:
+        stepper.advance(3, 13, u)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    replayed.state.theta.copy_(start)
+    replayed.state.kept.zero_()
+    stepper.advance(3, 13, u)
     stepper = plain._stepper_of(plain.state)
     stepper._replay = stepper._make  # type: ignore[method-assign]
     stepper.advance(3, 13, u)
