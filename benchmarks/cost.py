@@ -47,8 +47,7 @@ SETTINGS = config.RunConfig(
     model="fc-tanh", loss="mse", batch_size=50, lr=0.01, steps=1_000_000, dataset="cifar10", train_size=5000, width=200
 )
 WIDTH = {"fc-tanh": 200, "fc-relu": 200, "cnn": 32}
-EVERY, SAMPLED_EVERY = 50, 1000  # steps between two measurements in the cifar10 preset; between two with sampling and a check
-PRECISION = 0.01  # standard error to which that samples
+ENTRY = {"fc-tanh": "fc-tanh", "fc-relu": "fc-relu", "cnn": "cnn-mse"}  # of the cifar10 preset, which says how often it measures
 SHARPENING = 5000  # steps of it, about, in which the sharpness still rises
 
 PRODUCT, TF32 = "Hessian product at kept passes", "λ_max cold, TF32"
@@ -262,7 +261,8 @@ class _Counted(scipy.sparse.linalg.LinearOperator):
 
 def run(jobs: dict[str, tuple[Job, float]], device: torch.device, rounds: int) -> tuple[dict[str, list[float]], dict[str, object]]:
     """Time all jobs in turn, for so many rounds; seconds per unit of each job, and what each returned when warming up."""
-    results = {label: job() for label, (job, _) in jobs.items()}
+    kept = (eigen.Eigenpairs, measurements.Estimate, tuple)  # a Hessian would keep its passes in memory
+    results: dict[str, object] = {label: result for label, (job, _) in jobs.items() if isinstance(result := job(), kept)}
     times: dict[str, list[float]] = {label: [] for label in jobs}
     for _ in range(rounds):
         for label, (job, count) in jobs.items():
@@ -302,7 +302,7 @@ def report(model: str, args: argparse.Namespace) -> str:
     def minibs(size: int) -> measurements.Estimate:
         return measurements.minibatch_sharpness(*where, before[:, 0], batch_size=size, draws=40, keys=key).value
 
-    count = 20 if model == "cnn" else EVERY
+    count = 20 if model == "cnn" else 50
     jobs: dict[str, tuple[Job, float]] = {
         "full-batch gradient": (lambda: full_gradient(built.objective, params, built.x, built.y, built.parts), 1.0),
         "forward and backward pass to keep": (lambda: Hessian(built.objective, built.state.theta, built.x, built.y), 1.0),
@@ -374,16 +374,23 @@ def report(model: str, args: argparse.Namespace) -> str:
         for label, found in results.items()
         if isinstance(found, measurements.Estimate)
     }
-    fine = {label: middle[label] * (error / PRECISION) ** 2 for label, error in errors.items()}  # draws scatter independently
-    measured, every = middle["whole measurement, warm"], f"a measurement every {EVERY} steps"
+    preset = config.load_preset("cifar10").select([ENTRY[model]])[0].runs[0]
+    every, sampled_every, wanted = preset.measure_every, preset.sample_every, preset.sample_precision
+    # Draws scatter independently; they are made in lots of 40.
+    lots = {label: min(max(1, math.ceil((error / wanted) ** 2)), measurements.MAX_LOTS) for label, error in errors.items()}
+    measured = middle["whole measurement, warm"]
+
+    def part(seconds: float, steps: int) -> str:
+        """Say what part of so many steps' training so many seconds are."""
+        return listed(seconds / (steps * middle[f"SGD step, b = {b}"]) for b in SIZES)
 
     def everything(products: float, b: int) -> float:
-        """What a run of the cifar10 preset measures in so many steps, over what it trains."""
-        many = SAMPLED_EVERY / EVERY * (measured + (products - made) * middle[PRODUCT])
-        return (many + middle[COLD] + fine[BATCH.format(b)]) / (SAMPLED_EVERY * middle[f"SGD step, b = {b}"])
+        many = sampled_every / every * (measured + (products - made) * middle[PRODUCT])
+        drawn = lots[BATCH.format(b)] * middle[BATCH.format(b)]
+        return (many + middle[COLD] + drawn) / (sampled_every * middle[f"SGD step, b = {b}"])
 
     return "\n".join([
-        f"## {model} ({layers}), n = 5,000 ({name}), {size:,} parameters",
+        f"## {model} on a {'GPU' if device.type == 'cuda' else 'CPU'} ({layers}), n = 5,000 ({name}), {size:,} parameters",
         "",
         f"After {args.steps} steps of gradient descent at η = 0.01, λ_max = {truth:.3f}. {processor}; torch {torch.__version__}, "
         f"Python {platform.python_version()}; float32; median of {args.rounds} rounds. "
@@ -391,20 +398,17 @@ def report(model: str, args: argparse.Namespace) -> str:
         "",
         markdown(frame),
         "",
-        f"With {made} products, {every} costs {parts_of_the_training(measured, middle)}.",
+        f"With {made} products, a measurement every {every} steps costs {part(measured, every)}.",
         *(
             f"In the committed runs of this network a warm-started solve takes {products:.1f} products on average {when}: then a "
-            f"measurement costs {parts_of_the_training(measured + (products - made) * middle[PRODUCT], middle)}."
+            f"measurement costs {part(measured + (products - made) * middle[PRODUCT], every)}; with one λ_max from a random start "
+            f"and one batch sharpness to {percent(wanted)} every {sampled_every:,} steps, all but the windows of α and β, "
+            f"{listed(everything(products, b) for b in SIZES)}."
             for when, products in products_in_runs(model).items()
         ),
-        *(
-            f"All that the preset measures, at {products:.1f} products, with one λ_max from a random start and one batch sharpness "
-            f"to {percent(PRECISION)} every {SAMPLED_EVERY:,} steps, costs {listed(everything(products, b) for b in SIZES)}."
-            for products in products_in_runs(model).values()
-        ),
         "Standard errors: " + "; ".join(f"{label}, {percent(error)}" for label, error in errors.items()) + ".",
-        f"To {percent(PRECISION)}, by these scatters, in full-batch gradients: "
-        + "; ".join(f"{label.rsplit(',', 1)[0]}: {s / middle['full-batch gradient']:.0f}" for label, s in fine.items()) + ".",
+        f"Lots of 40 draws to {percent(wanted)}, by these: "
+        + "; ".join(f"{label.rsplit(',', 1)[0]}, {count}" for label, count in lots.items()) + ".",
         "",
     ])  # fmt: skip
 
@@ -417,11 +421,6 @@ def solved(result: object) -> tuple[float, float]:
     return result
 
 
-def parts_of_the_training(seconds: float, middle: dict[str, float]) -> str:
-    """Say what part of the training between two measurements so many seconds are."""
-    return listed(seconds / (EVERY * middle[f"SGD step, b = {b}"]) for b in SIZES)
-
-
 def percent(part: float) -> str:
     return f"{100 * part:.2g} %"
 
@@ -431,9 +430,10 @@ def listed(parts: Iterable[float]) -> str:
 
 
 def products_in_runs(model: str) -> dict[str, float]:
-    """Return how many products a solve took in the committed runs, 50 steps (the CNN's: 500) after the last one."""
-    entry = {"cnn": "cnn-mse"}.get(model, model)
-    files = sorted((runs.ROOT / "data" / "reference" / "cifar10" / entry).glob("*/seed*.parquet"))
+    """Return how many products a solve took in the committed runs, the preset's number of steps after the last one."""
+    files = sorted((runs.ROOT / "data" / "reference" / "cifar10" / ENTRY[model]).glob("*/seed*.parquet"))
+    # Seed 0 was trained when a solve started from the last top vector alone.
+    files = [file for file in files if file.stem != "seed0"] or files
     if not files:
         return {}
     frame = pd.concat([pd.read_parquet(file, columns=["step", "sharpness_products"]) for file in files])
@@ -459,15 +459,13 @@ def cpu() -> str:
     return platform.machine()
 
 
-def write(model: str, table: str) -> None:
-    """Put the table of a network into ``RESULTS.md``, in the place of the one there; those of the others stay."""
-    tables = {}
-    if RESULTS.exists():
-        for part in RESULTS.read_text("utf-8").split("\n## ")[1:]:
-            tables[part.split(" ", 1)[0]] = f"## {part.rstrip()}\n"
-    tables[model] = table
+def write(table: str) -> None:
+    """Put a table into ``RESULTS.md``, in the place of the one of this network on this kind of device; the others stay."""
+    parts = RESULTS.read_text("utf-8").split("\n## ")[1:] if RESULTS.exists() else []
+    tables = {part.split(" (")[0]: f"## {part.rstrip()}\n" for part in parts}
+    tables[table.removeprefix("## ").split(" (")[0]] = table
     head = ["# What it costs\n", __doc__[__doc__.index("Uses data") :]]
-    RESULTS.write_text("\n".join([*head, *(tables[name] for name in WIDTH if name in tables)]), "utf-8")
+    RESULTS.write_text("\n".join([*head, *(tables[name] for name in sorted(tables, reverse=True))]), "utf-8")
 
 
 def main() -> int:
@@ -485,7 +483,7 @@ def main() -> int:
             table = report(model, args)
         print(table, flush=True)
         if args.write:  # at once, so that the next one may fail
-            write(model, table)
+            write(table)
     return 0
 
 

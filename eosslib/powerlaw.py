@@ -20,7 +20,7 @@ def number(value: float, decimals: int | None = None) -> str:
         ('−0.938', '208', '1,080', '3.77e−15', '−1,850')
     """
     if decimals is not None:
-        written = f"{value:,.{decimals}f}"
+        written = f"{value:z,.{decimals}f}"
     elif 1e3 <= abs(rounded := float(f"{value:.3g}")) < 1e6:
         written = f"{rounded:,.0f}"
     else:

@@ -28,13 +28,13 @@ def check_batches(n: Any, b: Any, sampling: Any) -> None:
     Raises:
         ValueError: The sampling is none of the two, or a batch has no example or, without replacement, more than there are.
     """
-    sampling = np.asarray(sampling)
-    if unknown := sorted(set(sampling.ravel().tolist()) - {"reshuffle", "iid"}):
-        raise ValueError(f"unknown sampling {unknown[0]!r}: use reshuffle or iid")
-    if not np.all(np.asarray(b) >= 1):
-        raise ValueError(f"batch size {np.min(b)}: a batch has at least one example")
-    if not np.all((sampling == "iid") | (np.asarray(b) <= np.asarray(n))):
-        raise ValueError(f"batch size {np.max(b)}: without replacement a batch has at most all {n} examples")
+    for examples, size, name in np.broadcast(np.asarray(n), np.asarray(b), np.asarray(sampling, dtype=object)):
+        if name not in ("reshuffle", "iid"):
+            raise ValueError(f"unknown sampling {name!r}: use reshuffle or iid")
+        if not size >= 1:
+            raise ValueError(f"batch size {size}: a batch has at least one example")
+        if name == "reshuffle" and not size <= examples:
+            raise ValueError(f"batch size {size}: without replacement a batch has at most all {examples} examples")
 
 
 def finite_population(n: int, b: Number, sampling: str = "reshuffle") -> Number:

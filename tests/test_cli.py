@@ -210,7 +210,7 @@ def test_a_folder_is_described_as_one(eosslib: Command, tmp_path: Path) -> None:
     + [("--max-seconds", value, "not a number of seconds: give one from 0 on") for value in ("nan", "inf", "-1", "long")]
     + [("--checkpoint-seconds", "nan", "not a number of seconds: give one from 0 on")],
 )
-def test_threads_and_memory_that_are_no_number_of_them_are_refused(
+def test_threads_memory_and_seconds_that_are_no_number_of_them_are_refused(
     option: str, value: str, words: str, eosslib: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

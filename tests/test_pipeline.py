@@ -151,7 +151,7 @@ def test_a_job_trains_as_many_seeds_as_it_is_told(checkout):
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", ["--gpus=1"]), ("cpu", [])])
-def test_a_slurm_cluster_gets_a_job_for_each_training_with_a_gpu_and_the_seeds_asked_for(
+def test_a_slurm_cluster_gets_a_job_for_each_seed_and_a_gpu_for_it_where_the_device_is_one(
     checkout, tmp_path, monkeypatch, device, gpus
 ):
     refuse = f'printf "%s\\n" "$*" >> {tmp_path}/submitted; echo a stand-in >&2; exit 1'

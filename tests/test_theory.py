@@ -149,7 +149,8 @@ def test_independent_examples_have_no_edge_noise_factor() -> None:
     [
         (5, "shuffle", "unknown sampling 'shuffle'"),
         (np.array([5, 5]), np.array(["iid", "other"]), "unknown sampling 'other'"),
-        (np.array([5, 20]), np.array(["iid", "reshuffle"]), "at most all 10"),
+        (np.array([20, 15]), np.array(["iid", "reshuffle"]), "batch size 15: without replacement a batch has at most all 10"),
+        (5, np.array(["iid", None], dtype=object), "unknown sampling None"),
         (0, "iid", "at least one example"),
     ],
 )
