@@ -36,7 +36,7 @@ from torch import nn
 from eosslib import config, datasets, eigen, measurements, models, runs
 from eosslib import products as matrices
 from eosslib.curvature import Hessian, full_gradient
-from eosslib.devices import choose_device, float32_products
+from eosslib.devices import choose_device, float32_products, processor
 from eosslib.errors import DataError
 from eosslib.flat import Objective, StackedNetwork
 from eosslib.sampling import batches
@@ -366,7 +366,7 @@ def report(model: str, args: argparse.Namespace) -> str:
         frame[column] = [format(v, form) if np.isfinite(v) else "–" for v in frame[column]]
     frame["products"] = [f"{v:.0f}" if np.isfinite(v) else "–" for v in frame["products"]]
     frame["relative error"] = [f"{v:.1e}" if np.isfinite(v) else "–" for v in frame["relative error"]]
-    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu()}, {args.threads} thread(s)"
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {args.threads} thread(s)"
     layers = "3072-200-200-10" if model != "cnn" else f"{WIDTH[model]}-{WIDTH[model]} channels"
     middle = {label: statistics.median(seconds) for label, seconds in times.items()}
     errors = {
@@ -392,7 +392,7 @@ def report(model: str, args: argparse.Namespace) -> str:
     return "\n".join([
         f"## {model} on a {'GPU' if device.type == 'cuda' else 'CPU'} ({layers}), n = 5,000 ({name}), {size:,} parameters",
         "",
-        f"After {args.steps} steps of gradient descent at η = 0.01, λ_max = {truth:.3f}. {processor}; torch {torch.__version__}, "
+        f"After {args.steps} steps of gradient descent at η = 0.01, λ_max = {truth:.3f}. {chip}; torch {torch.__version__}, "
         f"Python {platform.python_version()}; float32; median of {args.rounds} rounds. "
         f"Matrix product {rate / 1e9:,.0f} GFLOP/s, copy {bandwidth / 1e9:,.1f} GB/s.",
         "",
@@ -449,14 +449,6 @@ def markdown(frame: pd.DataFrame) -> str:
     lines = [[str(frame.index.name), *frame.columns], [":--", *["--:"] * len(frame.columns)]]
     lines += [[str(label), *row] for label, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def write(table: str) -> None:

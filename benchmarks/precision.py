@@ -27,7 +27,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eosslib.curvature import Hessian
-from eosslib.devices import choose_device, float32_products
+from eosslib.devices import choose_device, float32_products, processor
 from eosslib.eigen import top_eigenpairs
 from eosslib.training import Trainer
 
@@ -120,7 +120,7 @@ def main() -> None:
         built = cost.trainer(1, device, data, batch_size=5000, model=model, width=cost.WIDTH[model])
         built.advance(steps)
         parts.append(table(built, f"{name}, {steps} steps"))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cost.cpu()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     made = f"n = 5,000 ({images}), squared error, η = 0.01. {where}; {versions}."
     meant = (

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cost import cpu
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from eosslib import datasets
+from eosslib.devices import processor
 
 Way = Callable[[nn.Module, nn.Module, torch.Tensor, torch.Tensor], float]
 
@@ -143,7 +143,8 @@ def main() -> int:
             ways[f"{name} {metadata.version(package)}"] = way
         except metadata.PackageNotFoundError:
             print(f"{name} is not installed", file=sys.stderr)
-    where = f"{cpu()}, one thread; torch {torch.__version__}, Python {platform.python_version()}; median of {args.rounds} rounds."
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    where = f"{processor()}, one thread; {versions}; median of {args.rounds} rounds."
     parts = [where]
     for norm, make in NORMS.items():
         model = trained(x, y, make)

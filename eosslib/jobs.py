@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from eosslib import __version__, datasets, runs
 from eosslib.config import Group, RunConfig, defaults
-from eosslib.devices import choose_device
+from eosslib.devices import choose_device, processor
 from eosslib.errors import Interrupted, RunFileError
 from eosslib.training import State, Trainer
 
@@ -151,7 +151,7 @@ def summary(config: RunConfig, origin: dict[str, Any], rows: list[dict[str, floa
 
 
 def provenance(trainer: Trainer, state: State, config: RunConfig, stacked: int) -> dict[str, Any]:
-    """Return what is recorded beside the configuration: versions, device, time, residuals, and a hash of the parameters."""
+    """Return what is recorded beside the configuration: versions, machine, time, residuals, and a hash of the parameters."""
     alive = config.seed in state.seeds
     theta = state.theta[state.seeds.index(config.seed)].cpu().contiguous() if alive else None
     residuals = [row["sharpness_residual"] for row in state.rows[config.seed] if "sharpness_residual" in row]
@@ -162,6 +162,7 @@ def provenance(trainer: Trainer, state: State, config: RunConfig, stacked: int) 
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(trainer.device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "processor": processor(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": state.seconds,
         "stacked_runs": stacked,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import stats
 
 
 def number(value: float, decimals: int | None = None) -> str:
@@ -159,26 +158,55 @@ def _broken_line(t: np.ndarray, *p: float) -> np.ndarray:
     return p[0] + p[1] * t + sum(bend * np.maximum(t - at, 0.0) for bend, at in bends)
 
 
-def _best_breaks(t: np.ndarray, v: np.ndarray, pieces: int) -> list[float]:
-    """Return the parameters of the best broken line whose breaks lie midway between points, two points or more in a piece."""
-    middles = (t[:-1] + t[1:])[1:-1] / 2
-    best: tuple[float, list[float]] = (np.inf, [])
-    for breaks in itertools.combinations(middles, pieces - 1):
-        if any(((t > low) & (t < high)).sum() < 2 for low, high in itertools.pairwise(breaks)):
-            continue
-        columns = np.stack([np.ones_like(t), t, *(np.maximum(t - at, 0.0) for at in breaks)], axis=1)
-        solution = np.linalg.lstsq(columns, v, rcond=None)[0]
-        loss = float(((columns @ solution - v) ** 2).sum())
-        if loss < best[0]:
-            best = (loss, [*solution[:2], *(value for pair in zip(solution[2:], breaks, strict=True) for value in pair)])
-    return best[1]
+def _points_between(t: np.ndarray, breaks: Sequence[float], on_break: float = 1.0) -> list[float]:
+    """Count the points of each piece; one on a break counts ``on_break`` for both its pieces."""
+    ends = [-np.inf, *breaks, np.inf]
+    return [np.heaviside(np.minimum(t - low, high - t), on_break).sum() for low, high in itertools.pairwise(ends)]
+
+
+def _exact(t: np.ndarray, v: np.ndarray, places: Sequence[float]) -> tuple[float, np.ndarray]:
+    """Fit a broken line whose breaks are at ``places`` that are points, and anywhere between its neighbours for one that is not.
+
+    In between, the lines on the two sides are free of each other and their crossing is the break (Hudson 1966,
+    doi:10.1080/01621459.1966.10482198).
+
+    Returns:
+        The sum of squares, infinite where two lines do not cross between the points they should, and the parameters.
+    """
+    at_point = np.isin(places, t)
+    columns = [np.ones_like(t), t]
+    for place, fixed in zip(places, at_point, strict=True):
+        columns += [np.maximum(t - place, 0.0)] if fixed else [np.where(t > place, t - place, 0.0), np.where(t > place, 1.0, 0.0)]
+    solution = list(np.linalg.lstsq(np.stack(columns, axis=1), v, rcond=None)[0])
+    parameters, rest = solution[:2], solution[2:]
+    for place, fixed in zip(places, at_point, strict=True):
+        bend, jump = rest.pop(0), 0.0 if fixed else rest.pop(0)
+        crossing = place if fixed else place - jump / bend if bend else np.inf
+        after = np.searchsorted(t, place)
+        if not (fixed or t[after - 1] < crossing < t[after]):
+            return np.inf, np.array([])
+        parameters += [bend, crossing]
+    return float(((_broken_line(t, *parameters) - v) ** 2).sum()), np.array(parameters)
+
+
+def _covariance(t: np.ndarray, parameters: np.ndarray, variance: float) -> np.ndarray:
+    """Return that of the parameters to first order; NaN where the points do not determine all of them."""
+    bends, breaks = parameters[2::2], parameters[3::2]
+    columns = [np.ones_like(t), t]
+    for bend, at in zip(bends, breaks, strict=True):  # at a point the mean of the derivatives on its two sides
+        columns += [np.maximum(t - at, 0.0), -bend * np.heaviside(t - at, 0.5)]
+    jacobian = np.stack(columns, axis=1)
+    if min(_points_between(t, breaks.tolist(), 0.0)) < 2 or np.linalg.matrix_rank(jacobian) < len(parameters):
+        return np.full((len(parameters), len(parameters)), np.nan)
+    return variance * np.linalg.inv(jacobian.T @ jacobian)
 
 
 def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, pieces: int) -> BrokenPowerLaw:
     """Fit y as a continuous power law of several pieces, by least squares on logarithms over slopes and break points alike.
 
-    All ways to put the breaks between points are tried first, with at least two points in a piece, and the best one is refined
-    (``scipy.optimize.curve_fit``), whose covariance gives the standard errors.
+    The sum of squares is smallest of all: every way to put the breaks at or between points is solved exactly, with at least two
+    points in a piece, those at its ends included. Standard errors are those of the linearised problem; where a piece has fewer than
+    two points off its ends, its slope hangs on the place of a break that nothing tells, and there are none (NaN).
 
     Args:
         x: Positive and different (N,): average over seeds first.
@@ -187,7 +215,6 @@ def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, p
 
     Raises:
         ValueError: There are not more positive y than parameters (two a piece), or their x are not positive or repeat.
-        RuntimeError: The refinement does not converge.
 
     Example:
         >>> x = np.array([1, 2, 4, 8, 16, 32, 64.0])
@@ -204,11 +231,11 @@ def fit_broken(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, p
         raise ValueError(f"{pieces} pieces need more than {2 * pieces} positive points, there are {len(t)}")
     if not np.diff(t).all():
         raise ValueError("x repeats, and breaks lie between points: average the y of the same x first, over seeds for example")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a break that the data do not need has no error: NaN
-        parameters, covariance = optimize.curve_fit(_broken_line, t, v, p0=_best_breaks(t, v, pieces), maxfev=10_000)
-    covariance = np.where(np.isfinite(covariance).all(), covariance, np.nan)
-    loss = max(float(((_broken_line(t, *parameters) - v) ** 2).sum()), np.finfo(float).tiny)
+    anywhere = itertools.combinations(np.sort([*t, *(t[:-1] + t[1:]) / 2]), pieces - 1)
+    allowed = (places for places in anywhere if min(_points_between(t, places)) >= 2)
+    loss, parameters = min((_exact(t, v, places) for places in allowed), key=lambda found: found[0])
+    loss = max(loss, np.finfo(float).tiny)
+    covariance = _covariance(t, parameters, loss / (len(t) - 2 * pieces))
     sums = np.tril(np.ones((pieces, pieces)))  # the slope of a piece is the first slope and all bends before it
     places = [1, *range(2, 2 * pieces, 2)]
     breaks = np.exp(parameters[3::2])
@@ -233,7 +260,6 @@ def fit_regimes(x: Sequence[float] | pd.Series, y: Sequence[float] | pd.Series, 
 
     Raises:
         ValueError: Fewer than three y are positive, or their x are not positive or repeat.
-        RuntimeError: A refinement does not converge.
     """
     positive = np.sum(np.asarray(y, dtype=float) > 0)
     fits = {m: fit_broken(x, y, m) for m in range(1, most + 1) if m == 1 or positive > 2 * m}

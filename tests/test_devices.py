@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from oracles import problem
 
-from eosslib import models
+from eosslib import devices, models
 from eosslib.curvature import CPU_CHUNK, chunks
 from eosslib.devices import choose_device, drawn_memory, float32_products, kept_memory
 from eosslib.errors import DeviceError
@@ -114,3 +116,15 @@ def test_a_gpu_does_not_round_to_tf32(cuda: torch.device) -> None:
         assert max(error()) < 1e-6
     with float32_products(tf32=True):
         assert min(error()) > 1e-5
+
+
+def test_the_processor_is_named_as_the_machine_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor: 0\nmodel\t: 1\nmodel name\t: A: 9B14\nprocessor: 1\nmodel name: B\n", encoding="utf-8")
+    assert devices.processor(cpuinfo) == "A: 9B14"
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert devices.processor(tmp_path / "none") == "arm"  # macOS, which has no such file
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n", encoding="utf-8")  # Linux on ARM has no name there
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert devices.processor(cpuinfo) == "aarch64"

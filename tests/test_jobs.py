@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eosslib import jobs, runs
+from eosslib import devices, jobs, runs
 from eosslib.config import Group, RunConfig
 from eosslib.errors import ConfigError, DeviceError, Interrupted, RunFileError
 from eosslib.jobs import Options, checkpoint_path, train_group
@@ -61,6 +61,7 @@ def test_a_file_holds_the_trajectory_the_settings_and_where_it_comes_from(group:
         assert run.provenance["parameters"] == 64 * 4 + 4 + 4 * 4 + 4 + 4 * 10 + 10
         assert run.provenance["max_eigen_residual"] == run.frame.sharpness_residual.max() <= run.config.eig_tol
         assert run.provenance["torch"] == torch.__version__
+        assert run.provenance["processor"] == devices.processor()
         assert run.provenance["stacked_runs"] == 2
         assert run.provenance["wall_seconds"] > 0
         assert run.diverged_at is None

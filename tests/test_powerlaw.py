@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from eosslib import powerlaw
 
@@ -103,6 +104,49 @@ def test_errors_of_a_broken_power_law_are_calibrated() -> None:
         errors = np.array([getattr(fit, f"{name}_se") for fit in fits])
         assert values.mean(0) == pytest.approx(truth, abs=4 * values.std(0).max() / 200**0.5 + 0.02 * np.abs(truth).max())
         assert values.std(0) / np.sqrt((errors**2).mean(0)) == pytest.approx(np.ones(values.shape[1]), abs=0.25)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_broken_line_fits_better(seed: int) -> None:
+    """Two solvers that know nothing of points and pieces, a global one and a grid, find no smaller sum of squares."""
+    rng = np.random.default_rng(seed)
+    x = np.sort(rng.uniform(1, 100, 12))
+    y = np.exp(rng.normal(0, 0.3, 12)) * broken(x, [-0.2, -1.5], [10.0])
+    t, v = np.log(x), np.log(y)
+
+    def loss(breaks: np.ndarray) -> float:
+        columns = np.stack([np.ones_like(t), t, *(np.maximum(t - at, 0.0) for at in breaks)], axis=1)
+        return float(((columns @ np.linalg.lstsq(columns, v, rcond=None)[0] - v) ** 2).sum())
+
+    def found(fit: powerlaw.BrokenPowerLaw) -> float:
+        assert np.exp(t[1]) <= min(fit.breaks) * (1 + 1e-12)
+        assert max(fit.breaks) <= np.exp(t[-2]) * (1 + 1e-12)
+        return float(((np.log(fit(x)) - v) ** 2).sum())
+
+    one = found(powerlaw.fit_broken(x, y, 2))
+    assert one <= min(loss([at]) for at in np.linspace(t[1], t[-2], 1000)) + 1e-12
+    two = found(powerlaw.fit_broken(x, y, 3))
+    pairs = [(low, high) for low in np.linspace(t[1], t[-2], 40) for high in np.linspace(t[1], t[-2], 40)]
+    assert two <= min(loss(pair) for pair in pairs if ((t >= pair[0]) & (t <= pair[1])).sum() >= 2) + 1e-12
+    other = optimize.differential_evolution(loss, [(t[1], t[-2])], rng=0, tol=1e-10)
+    assert one == pytest.approx(other.fun, rel=1e-6)
+
+
+@pytest.mark.parametrize("end", ["first", "last"])
+def test_a_break_that_the_data_do_not_determine_stays_between_points_and_has_no_error(end: str) -> None:
+    """The slope in the middle and a point off it at an end: every break beyond the point next to it fits as well as any other."""
+    x = np.array([4, 8, 16, 24, 32, 64, 128, 256, 512, 1024, 1280.0])
+    y = broken(x, [-0.37, -0.65], [26.0])
+    y[-2:] *= 1.05, 0.95
+    if end == "first":
+        x, y = 1 / x[::-1], y[::-1]
+    fit = powerlaw.fit_broken(x, y, 3)
+    for low, high in itertools.pairwise([0.0, *fit.breaks, np.inf]):
+        assert ((x >= low * (1 - 1e-9)) & (x <= high * (1 + 1e-9))).sum() >= 2
+    assert np.isnan([*fit.slopes_se, *fit.breaks_se]).all()
+    assert "±" not in str(fit)
+    two = powerlaw.fit_broken(x, y, 2)
+    assert np.square(np.log(fit(x) / y)).sum() < np.square(np.log(two(x) / y)).sum()
 
 
 @pytest.mark.parametrize(("slopes", "breaks"), [([-1.0], []), ([-0.2, -1.0], [12.0]), ([-0.1, -0.7, -2.0], [8.0, 200.0])])
