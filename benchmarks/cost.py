@@ -392,7 +392,7 @@ def report(model: str, args: argparse.Namespace) -> str:
     return "\n".join([
         f"## {model} on a {'GPU' if device.type == 'cuda' else 'CPU'} ({layers}), n = 5,000 ({name}), {size:,} parameters",
         "",
-        f"After {args.steps} steps of gradient descent at η = 0.01, λ_max = {truth:.3f}. {chip}; torch {torch.__version__}, "
+        f"After {args.steps + 5} steps of gradient descent at η = 0.01, λ_max = {truth:.3f}. {chip}; torch {torch.__version__}, "
         f"Python {platform.python_version()}; float32; median of {args.rounds} rounds. "
         f"Matrix product {rate / 1e9:,.0f} GFLOP/s, copy {bandwidth / 1e9:,.1f} GB/s.",
         "",
