@@ -1,17 +1,26 @@
-# make all: the environment, then every figure of the digits preset.   make test: the environment, then every check.
+# Each makes the environment first.
+# make all: train the digits preset and draw every figure.   make figures: every page of every preset, from the committed runs.
+# make test: every check.
 PYTHON ?= python3
 PRESET ?= digits
 CORES ?= 4
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
+PRESETS ?= digits cifar10 eoss
 
-.PHONY: all test lint clean environment
+.PHONY: all figures test lint clean environment
 .DEFAULT_GOAL := all
 
 all: .venv/.ready
 	$(BIN)/snakemake --cores $(CORES) all --config preset=$(PRESET)
 	@echo; echo "Figures and pages of preset $(PRESET):"
 	@ls figures/$(PRESET)/*.png figures/$(PRESET)/*.pdf figures/$(PRESET)/*.html
+
+figures: .venv/.ready
+	@for preset in $(PRESETS); do \
+	  $(BIN)/snakemake --cores $(CORES) all --config preset=$$preset runs=committed || exit 1; \
+	done
+	@echo; echo "Open figures/index.html in a browser."
 
 test: .venv/.ready
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
@@ -20,6 +29,7 @@ lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile
+	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 

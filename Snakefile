@@ -3,6 +3,7 @@
 snakemake --cores 4 all                           the digits preset
 snakemake --cores 4 all --config preset=cifar10   another one
 snakemake --cores 4 all --config device=cpu       no GPU even if there is one
+snakemake --cores 4 all --config runs=committed   figures and pages from the committed runs, nothing trained
 snakemake --workflow-profile profiles/slurm all --config preset=cifar10 seeds_per_job=1
 """
 
@@ -27,19 +28,21 @@ ENGINE = [
 # What notebooks call besides.
 DRAWING = [
     f"eosslib/{module}.py"
-    for module in "analysis examples findings jackknife optimizers panels pictures plotting powerlaw runs theory toys tracker".split()
-]
+    for module in "analysis examples findings jackknife optimizers panels papers pictures plotting powerlaw prose record runs theory toys tracker".split()
+] + ["data/paper/values.yaml"]
 
 # Whose docstrings make the API reference.
 PUBLIC = (
     "tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife findings"
-    " plotting panels config runs datasets models losses curvature eigen flat automatic errors"
+    " papers prose record plotting panels config runs datasets models losses curvature eigen flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})
 
-UNKNOWN = set(config) - {"preset", "device", "seeds_per_job"}
+UNKNOWN = set(config) - {"preset", "device", "seeds_per_job", "runs"}
 if UNKNOWN:
-    raise WorkflowError(f"--config: unknown key '{min(UNKNOWN)}'; there are preset, device and seeds_per_job")
+    raise WorkflowError(f"--config: unknown key '{min(UNKNOWN)}'; there are preset, runs, device and seeds_per_job")
+if config.get("runs", "trained") not in ("trained", "committed"):
+    raise WorkflowError(f"--config: runs is '{config['runs']}', neither 'trained' nor 'committed'")
 try:
     PRESET = presets.load_preset(config.get("preset", "digits"))
 except ConfigError as error:
@@ -51,7 +54,8 @@ STACK = config.get("seeds_per_job", len(PRESET.seeds))
 if not isinstance(STACK, int) or STACK < 1:
     raise WorkflowError(f"--config: seeds_per_job is {STACK!r}, not an integer above 0")
 SEED_PARTS = [PRESET.seeds[start : start + STACK] for start in range(0, len(PRESET.seeds), STACK)]
-RUNS = f"data/runs/{PRESET.name}"
+COMMITTED = config.get("runs", "trained") == "committed"
+RUNS = f"data/reference/{PRESET.name}" if COMMITTED else f"data/runs/{PRESET.name}"
 FIGURES = f"figures/{PRESET.name}"
 LOGS = f"logs/{PRESET.name}"
 
@@ -62,14 +66,19 @@ os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get
 workflow.global_resources.setdefault("cpu", os.cpu_count())
 
 
+def group_files(groups):
+    """Name the run files of some groups; of committed ones those that are there."""
+    files = [f"{RUNS}/{group.name}/seed{run.seed}.parquet" for group in groups for run in group.runs]
+    return [file for file in files if os.path.exists(file)] if COMMITTED else files
+
+
+# A figure of which no run is committed is not drawn from committed runs.
+NOTEBOOKS = [name for name, entries in PRESET.notebooks.items() if not entries or group_files(PRESET.select(entries))]
+
+
 wildcard_constraints:
     group="|".join(PRESET.groups),
-    notebook="|".join(PRESET.notebooks),
-
-
-def group_files(groups):
-    """Name the run files of some groups."""
-    return [f"{RUNS}/{group.name}/seed{run.seed}.parquet" for group in groups for run in group.runs]
+    notebook="|".join(NOTEBOOKS),
 
 
 def group_settings(wildcards):
@@ -128,12 +137,14 @@ localrules:
     all,
     fetch,
     index,
+    site,
 
 
 rule all:
-    """All figures, pages and the index of the preset."""
+    """All figures and pages of the preset, its index and that of all presets."""
     input:
         f"{FIGURES}/index.html",
+        "figures/index.html",
         "figures/api/index.html",
         group_files(PRESET.groups.values()),
 
@@ -160,7 +171,7 @@ for part, seeds in enumerate(SEED_PARTS):
             engine=ENGINE,
             data=group_data,
         output:
-            expand(f"{RUNS}/{{{{group}}}}/seed{{seed}}.parquet", seed=seeds),
+            expand(f"data/runs/{PRESET.name}/{{{{group}}}}/seed{{seed}}.parquet", seed=seeds),
         log:
             f"{LOGS}/train/{{group}}{part or ''}.log",
         conda:
@@ -229,13 +240,15 @@ rule html:
         figures=output_folder,
     shell:
         "python -m nbconvert {input.executed} --to html --template-file {input.template} --output-dir {params.figures} --embed-images"
-        " --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= > {log} 2>&1"
+        " --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url="
+        " --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=text"
+        " --TagRemovePreprocessor.remove_input_tags=record > {log} 2>&1"
 
 
 rule index:
     """Join all figures with captions and headline numbers in one page."""
     input:
-        expand(f"{FIGURES}/{{notebook}}.{{kind}}", notebook=PRESET.notebooks, kind=["json", "png", "pdf", "html"]),
+        expand(f"{FIGURES}/{{notebook}}.{{kind}}", notebook=NOTEBOOKS, kind=["json", "png", "pdf", "html"]),
         "eosslib/index.html",
         "eosslib/gallery.py",
     output:
@@ -250,6 +263,21 @@ rule index:
         preset=PRESET_FILE,
     shell:
         "python -m eosslib index {params.figures} {params.preset} > {log} 2>&1"
+
+
+rule site:
+    """Link the presets that are drawn, and the API reference, from one page."""
+    input:
+        f"{FIGURES}/index.html",
+        "eosslib/gallery.py",
+    output:
+        "figures/index.html",
+    log:
+        "logs/site.log",
+    conda:
+        "environment.yml"
+    shell:
+        "python -m eosslib site > {log} 2>&1"
 
 
 rule api:

@@ -1,11 +1,13 @@
-"""The command line: train runs of a preset, list them, fetch data, describe a run file, build the index of the figures.
+"""The command line: train runs of a preset, list them, fetch data, describe a run file, build index, site and scoreboard.
 
 python -m eosslib train digits                     whole preset, resumable
 python -m eosslib train digits fc-tanh/b0050       one group; --seeds 0 2 for some of its runs
 python -m eosslib list cifar10                     its groups
 python -m eosslib fetch cifar10                    data/cifar10_5k.npz
 python -m eosslib describe data/runs/digits/fc-tanh/b0050/seed0.parquet
-python -m eosslib index figures/digits digits             figures/digits/index.html, results.md
+python -m eosslib index figures/digits digits      figures/digits/index.html, results.md
+python -m eosslib site                             figures/index.html
+python -m eosslib readme                           the scoreboard of README.md
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import time
 from pathlib import Path
 
 from eosslib import runs
-from eosslib.config import Group, Preset, load_preset
+from eosslib.config import PRESET_FOLDER, Group, Preset, load_preset
 from eosslib.errors import ConfigError, EosslibError, Interrupted
 
 log = logging.getLogger("eosslib")
@@ -94,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("folder", type=Path)
     index.add_argument("preset")
     index.set_defaults(run=_index)
+
+    site = commands.add_parser("site", help="write the page that links all presets that are drawn")
+    site.set_defaults(run=_site)
+
+    readme = commands.add_parser("readme", help="write the scoreboard of README from the records of the figures")
+    readme.set_defaults(run=_readme)
     return parser
 
 
@@ -176,6 +184,20 @@ def _index(args: argparse.Namespace) -> int:
 
     preset = load_preset(args.preset)
     print(write_index(args.folder, preset), write_results(args.folder, preset), sep="\n")
+    return 0
+
+
+def _site(args: argparse.Namespace) -> int:
+    from eosslib.gallery import write_site
+
+    print(write_site(runs.ROOT / "figures", [load_preset(path) for path in sorted(PRESET_FOLDER.glob("*.yaml"))]))
+    return 0
+
+
+def _readme(args: argparse.Namespace) -> int:
+    from eosslib.gallery import scoreboard, write_readme
+
+    print(write_readme(runs.ROOT / "README.md", scoreboard(runs.ROOT / "figures")))
     return 0
 
 

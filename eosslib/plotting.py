@@ -5,10 +5,7 @@ Colours are viridis and seaborn's ``colorblind``; sizes are for a column of 3.4 
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from eosslib.findings import Headline
 from eosslib.powerlaw import PowerLaw, number
 from eosslib.runs import atomic
 
@@ -324,28 +320,12 @@ def slope_guide(ax: Axes, x: Sequence[float], anchor: tuple[float, float], slope
     ax.plot(xs, anchor[1] * (xs / anchor[0]) ** slope, color="0.3", ls=":", lw=1.2, label=f"slope {number(slope)}")
 
 
-def save(
-    fig: Figure,
-    name: str,
-    folder: str | Path | None,
-    title: str,
-    caption: str,
-    headlines: Sequence[Headline] = (),
-    frame: pd.DataFrame | None = None,
-    more: Mapping[str, Figure] | None = None,
-) -> list[Path]:
-    """Write a figure as PNG and PDF, with a JSON of title, caption and headline numbers for the index page.
+def save(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+    """Write figures as PNG and PDF.
 
     Args:
-        fig: The figure.
-        name: File name without suffix.
-        folder: Where to; None or empty: nothing is written (a notebook opened by hand must not overwrite the pipeline's).
-        title: Of the figure, a few words.
-        caption: What is shown and what to see; line breaks and indents in it count as single spaces.
-        headlines: Numbers to stand beside it.
-        frame: Runs it shows, as ``runs.collect`` gives them; the caption names their settings and those that are missing, the
-            record where they come from.
-        more: Further figures of the same page by name; they are written as ``name-<their name>`` and linked from the index.
+        figures: By file name without suffix.
+        folder: Where to.
 
     Returns:
         The files written.
@@ -353,27 +333,12 @@ def save(
     Raises:
         RunFileError: The folder cannot be written to.
     """
-    if not folder:
-        logging.getLogger(__name__).info("figures are only saved where `figures` names a folder")
-        return []
-    target = Path(folder)
-    drawn = {name: fig, **{f"{name}-{part}": figure for part, figure in (more or {}).items()}}
-    images = {target / f"{stem}.{kind}": figure for stem, figure in drawn.items() for kind in ("png", "pdf")}
-    for path, figure in images.items():
-        # Without a date in it, the same figure is the same file.
-        metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
-        with atomic(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
-    missing = "" if frame is None else frame.attrs["missing"]
-    caption = " ".join(caption.split()) + ("" if frame is None else f" {settings(frame)}")
-    caption += f" Reduced: not trained yet are {missing}." if missing else ""
-    rows: list[dict[str, Any]] = [{**asdict(h), "text": h.text} for h in headlines]
-    for row in rows:  # JSON has no NaN: an error over one seed is null
-        row |= {key: None for key in ("ours", "error") if row[key] is not None and not np.isfinite(row[key])}
-    record = {"name": name, "title": title, "caption": caption, "headlines": rows}
-    record |= {"more": list(more)} if more else {}
-    record |= {"missing": missing} if missing else {}
-    record |= {} if frame is None else {"source": frame.attrs["source"]}
-    with atomic(target / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    return [*images, target / f"{name}.json"]
+    written = []
+    for name, figure in figures.items():
+        for kind in ("png", "pdf"):
+            # Without a date in it, the same figure is the same file.
+            metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+            with atomic(Path(folder) / f"{name}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, metadata=metadata)
+            written.append(Path(folder) / f"{name}.{kind}")
+    return written

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,15 +10,19 @@ import nbformat
 import pandas as pd
 import pytest
 
-from eosslib import findings, runs
-from eosslib.config import PRESET_FOLDER, Preset, load_preset
-from eosslib.gallery import write_index
+from eosslib import runs
+from eosslib.config import PRESET_FOLDER, load_preset
+from eosslib.record import Record
 
 NOTEBOOKS = sorted((PRESET_FOLDER.parent / "notebooks").glob("*.ipynb"))
 
 
 def code_cells(path: Path) -> list:
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def is_text(cell) -> bool:
+    return "text" in cell.metadata.get("tags", [])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -39,20 +41,28 @@ class TestNotebook:
         assert values["figures_folder"] is None
 
     def test_is_small_and_defines_nothing(self, path):
-        sources = [cell.source.splitlines() for cell in code_cells(path)]
+        sources = [cell.source.splitlines() for cell in code_cells(path) if not is_text(cell)]
         assert max(map(len, sources)) <= 15
         assert sum(map(len, sources)) <= 110  # formatted: a line holds one thought, so there are more of them
         assert max(len(line) for lines in sources for line in lines) <= 110  # what JupyterLab shows without scrolling
         assert not any(line.lstrip().startswith(("def ", "class ")) for lines in sources for line in lines)
 
-    def test_ends_by_checking_its_claims(self, path):
-        sources = [cell.source for cell in code_cells(path)]
-        drawn_from_runs = any("runs.collect(" in source for source in sources)
-        enforce = 'chosen.claims and not frame.attrs["missing"]' if drawn_from_runs else "chosen.claims"
-        assert f"findings.check(claims, {enforce})" in sources[-1]
+    def test_ends_by_saying_what_was_seen_saving_its_figure_and_checking_its_claims(self, path):
+        cells = code_cells(path)
+        assert sum(is_text(cell) for cell in cells) >= 1
+        assert "record.check()" in cells[-1].source
+        assert sum("record.save(figures_folder, fig, texts" in cell.source for cell in cells) == 1
+        for cell in cells:  # a page shows what it says, not its templates
+            if "texts = {" in cell.source or "record.save(" in cell.source:
+                assert cell.metadata.get("tags") == ["record"]
+
+    def test_a_text_shows_its_filled_words_and_hides_its_template(self, path):
+        for cell in filter(is_text, code_cells(path)):
+            assert cell.source.startswith("record.say(")
+            assert cell.metadata["jupyter"] == {"source_hidden": True}
 
     def test_is_part_of_the_default_preset_and_saves_a_figure_of_its_own_name(self, path):
-        assert sum(f'plotting.save(fig, "{path.stem}", figures_folder' in cell.source for cell in code_cells(path)) == 1
+        assert sum(f'Record("{path.stem}", chosen' in cell.source for cell in code_cells(path)) == 1
         assert path.stem in load_preset("digits").notebooks
         # Toys and formulas are the same for every preset: they are drawn once, with the default one.
         if load_preset("digits").notebooks[path.stem]:
@@ -64,15 +74,6 @@ class TestNotebook:
 def test_every_notebook_of_a_preset_exists():
     for preset in PRESET_FOLDER.glob("*.yaml"):
         assert set(load_preset(preset.stem).notebooks) <= {path.stem for path in NOTEBOOKS}
-
-
-def test_the_index_says_that_claims_of_reduced_figures_are_not_enforced_where_there_are_such_figures(tmp_path):
-    preset, said = Preset("digits", "", (0,), {}, {"01_a": ("x",)}), "claims are not enforced for figures whose caption"
-    record = {"name": "01_a", "title": "A", "caption": "", "headlines": []}
-    for missing in ({}, {"missing": "x full (seed 1)"}):
-        (tmp_path / "01_a.json").write_text(json.dumps(record | missing))
-        assert (said in write_index(tmp_path, preset).read_text()) == bool(missing)
-    assert said not in write_index(tmp_path, replace(preset, claims=False)).read_text()  # there no figure's claims are
 
 
 def gradient_descent_diverged(frame: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +95,7 @@ def cross_entropy_at_four_times_the_step_size(frame: pd.DataFrame) -> pd.DataFra
 
 def claims_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Run the cells of a notebook on the committed digits runs, changed, and return its claims."""
-    collect, made = runs.collect, {}
+    collect, claim, made = runs.collect, Record.claim, {}
 
     def changed(*args: object) -> pd.DataFrame:
         frame = collect(*args)
@@ -103,7 +104,8 @@ def claims_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeyp
         return result
 
     monkeypatch.setattr(runs, "collect", changed)
-    monkeypatch.setattr(findings, "check", lambda claims, enforce: made.update(claims) or [])
+    monkeypatch.setattr(Record, "claim", lambda record, claims: (made.update(claims), claim(record, claims)))
+    monkeypatch.setattr(Record, "check", lambda record: [])
     (path,) = (path for path in NOTEBOOKS if path.stem.startswith(name))
     values: dict = {}
     for cell in code_cells(path):

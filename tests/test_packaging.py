@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import html
 import itertools
 import json
 import re
@@ -12,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from helpers import ROOT
 from packaging.requirements import Requirement
@@ -25,6 +25,9 @@ WITHOUT_TORCH = [
     "runs",
     "analysis",
     "findings",
+    "papers",
+    "prose",
+    "record",
     "plotting",
     "panels",
     "pictures",
@@ -132,39 +135,29 @@ def test_an_edit_of_whatever_a_notebook_imports_draws_again() -> None:
     assert listed("ENGINE") | listed("DRAWING") >= imported(modules) - {"config", "errors", "validation"}
 
 
-def plain(text: str) -> str:
-    """Letters and signs of a docstring or its page, without what Markdown and pdoc change."""
-    return re.sub(r"[`*_\\\[\]\s\"'“”‘’…]|\.\.\.", "", html.unescape(text))
+def tracked() -> list[Path]:
+    """The files that git holds, but for run files."""
+    try:
+        listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.split("\0") if name and not name.startswith("data/reference/")]
+    return [path for path in paths if path.is_file()]
 
 
-def public(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str]]:
-    """Public names of a module, and of its classes, each with its arguments and the first line of its docstring, as on the page."""
-    names = {}
-    for node in body:
-        if isinstance(node, ast.FunctionDef):
-            arguments = [arg.arg for arg in node.args.args + node.args.kwonlyargs if arg.arg not in ("self", "cls")]
-            names[prefix + node.name] = [f"{name}:" for name in arguments] + (ast.get_docstring(node) or "").split("\n")[:1]
-        elif isinstance(node, ast.ClassDef):
-            names[node.name] = (ast.get_docstring(node) or "").split("\n")[:1]
-            names |= public(node.body, f"{node.name}.")
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and "TypeVar" not in ast.dump(node):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {prefix + target.id: [] for target in targets if isinstance(target, ast.Name)}
-    return {name: said for name, said in names.items() if not re.search(r"(^|\.)_", name)}
+def test_what_git_tracks_besides_runs_is_at_most_12_megabytes() -> None:
+    assert sum(path.stat().st_size for path in tracked()) < 12e6
 
 
-def test_the_committed_api_reference_has_every_public_name_with_its_arguments_and_docstring_and_no_other():
-    pages = sorted((ROOT / "figures/api/eosslib").glob("*.html"))
-    assert len(pages) > 15
-    for page in pages:
-        _, *parts = re.split(r'<(?:section|div) id="([^"]+)"', page.read_text(encoding="utf-8"))
-        shown = {name: plain(re.sub(r"<[^>]+>", "", said)) for name, said in zip(parts[::2], parts[1::2], strict=True)}
-        source = (ROOT / f"eosslib/{page.stem}.py").read_text(encoding="utf-8")
-        names = public(ast.parse(source).body)
-        assert not names.keys() - shown.keys(), page.name
-        for name in shown.keys() - names.keys():
-            attribute = name.partition(".")[2]
-            assert attribute == "__init__" or (attribute and f"self.{attribute}" in source), f"{page.name}: {name} is gone"
-        for name, said in names.items():
-            for text in said:
-                assert plain(text) in shown[name], f"{page.name}: {name}"
+def test_nothing_that_is_built_is_tracked() -> None:
+    built = {".html", ".pdf", ".gif"}
+    assert [path for path in tracked() if path.suffix in built and (ROOT / "figures") in path.parents] == []
+
+
+def test_the_readme_links_only_what_is_tracked() -> None:
+    paths = {path.relative_to(ROOT) for path in tracked()}
+    there = paths | {parent for path in paths for parent in path.parents}
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    links = [link for link in links if not link.startswith("http")]
+    assert links
+    assert [link for link in links if Path(link) not in there] == []

@@ -23,6 +23,7 @@ def checkout(tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("checkout")
     for part in ("eosslib", "config", "profiles", "notebooks"):
         shutil.copytree(ROOT / part, target / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT / "data/paper", target / "data/paper")
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, target / name)
     return target
@@ -57,6 +58,34 @@ def test_one_command_makes_runs_figures_pages_and_index(built):
         for kind in ("png", "pdf", "json", "html"):
             assert (figures / f"{notebook}.{kind}").stat().st_size > 100
         assert f'src="{notebook}.png"' in (figures / "index.html").read_text()
+
+
+def test_the_site_links_the_preset_and_the_api_reference(built):
+    page = (built / "figures/index.html").read_text()
+    for link in ("smoke/index.html", "api/index.html"):
+        assert f'href="{link}"' in page
+        assert (built / "figures" / link).is_file()
+
+
+def test_a_page_shows_filled_words_and_no_template(built):
+    for page in (built / "figures/smoke").glob("[0-9]*.html"):
+        text = page.read_text()
+        assert "What you should have seen" in text, page
+        assert not re.search(r"\{\{|\{%|record\.say", text), page
+
+
+def test_committed_runs_are_drawn_without_training_and_figures_without_any_are_left_out(built):
+    shown = load_preset("smoke").notebooks
+    kept = "fc-tanh"
+    shutil.copytree(built / f"data/runs/smoke/{kept}", built / f"data/reference/smoke/{kept}")
+    drawn = [name for name, entries in shown.items() if not entries or kept in entries]
+    try:
+        jobs = planned(snakemake(built, "-n", "--forceall", "all", config=("preset=smoke", "runs=committed")))
+    finally:
+        shutil.rmtree(built / "data/reference")
+    assert 0 < len(drawn) < len(shown)
+    assert jobs["notebook"] == len(drawn)
+    assert "train" not in jobs
 
 
 def test_the_pages_need_no_network_and_name_no_folder_of_this_machine(built):
@@ -126,7 +155,7 @@ def test_a_failing_notebook_leaves_its_traceback_and_the_half_executed_notebook(
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("preset=nope", "no preset 'nope'"), ("presset=smoke", "unknown key 'presset'")],
+    [("preset=nope", "no preset 'nope'"), ("presset=smoke", "unknown key 'presset'"), ("runs=mine", "runs is 'mine'")],
 )
 def test_a_wrong_config_argument_is_refused_by_name(checkout, argument, message):
     result = snakemake(checkout, "-n", "all", config=(argument,))

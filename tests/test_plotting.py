@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,10 +10,6 @@ import pytest
 from test_analysis import family, trajectory
 
 from eosslib import analysis, models, panels, plotting
-from eosslib.config import Preset
-from eosslib.errors import RunFileError
-from eosslib.findings import Headline
-from eosslib.gallery import write_index, write_results
 
 
 @pytest.fixture(autouse=True)
@@ -87,44 +81,6 @@ def test_a_gap_that_is_not_clear_has_an_open_mark():
     assert (marks.get_xdata().tolist(), marks.get_markerfacecolor()) == ([50], "white")
 
 
-def test_a_saved_figure_is_a_png_a_pdf_and_a_record(tmp_path):
-    fig, ax = plt.subplots()
-    ax.plot([1, 2])
-    headline = Headline("slope", -0.94, 0.02, "−1.27")
-    paths = plotting.save(fig, "02_x", tmp_path, title="Gap", caption="What is seen.", headlines=[headline])
-    assert [p.name for p in paths] == ["02_x.png", "02_x.pdf", "02_x.json"]
-    assert paths[0].read_bytes().startswith(b"\x89PNG")
-    assert paths[1].read_bytes().startswith(b"%PDF")
-    assert json.loads(paths[2].read_text())["headlines"][0]["text"] == "−0.940 ± 0.020"
-
-
-def test_a_caption_is_one_line_however_it_was_written(tmp_path):
-    caption = """
-        What is seen,
-        and what else.
-    """
-    plotting.save(plt.figure(), "02_x", tmp_path, "Gap", caption)
-    assert json.loads((tmp_path / "02_x.json").read_text())["caption"] == "What is seen, and what else."
-
-
-def test_a_record_is_strict_json_where_one_seed_leaves_no_error(tmp_path):
-    headlines = [Headline("slope", -0.94, float("nan")), Headline("spread", float("nan"))]
-    plotting.save(plt.figure(), "02_x", tmp_path, title="Gap", caption="What is seen.", headlines=headlines)
-    text = (tmp_path / "02_x.json").read_text()
-    assert "NaN" not in text
-    assert [(h["ours"], h["error"]) for h in json.loads(text)["headlines"]] == [(-0.94, None), (None, None)]
-
-
-def test_further_figures_of_a_page_are_written_and_linked_from_the_index(tmp_path):
-    more = {"mlp": plt.figure(), "cnn": plt.figure()}
-    paths = plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", more=more)
-    stems = ("01_a", "01_a-mlp", "01_a-cnn")
-    assert [p.name for p in paths] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")] + ["01_a.json"]
-    assert all(path.is_file() for path in paths)
-    page = write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)})).read_text()
-    assert '<a href="01_a-mlp.png">mlp</a><a href="01_a-cnn.png">cnn</a>' in page
-
-
 def test_panels_that_start_at_zero_reach_the_highest_line_of_any_of_them():
     _, axes = plt.subplots(1, 2, sharey=True)
     for ax, top in zip(axes, (1.0, 3.0), strict=True):
@@ -191,71 +147,12 @@ def test_the_same_figure_is_the_same_file(tmp_path):
     for name in ("a", "b"):
         fig, ax = plt.subplots()
         ax.plot([1, 2])
-        plotting.save(fig, name, tmp_path, title="", caption="")
+        plotting.save({name: fig}, tmp_path)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
 
 
-def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert plotting.save(plt.figure(), "x", None, title="", caption="") == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_index_shows_every_figure_with_caption_and_numbers_and_escapes_text(tmp_path):
-    preset = Preset("digits", "digits & more", (0, 1), {}, {"01_a": ("x",), "02_b": ("x",)})
-    for name in preset.notebooks:
-        fig = plt.figure()
-        headline = Headline("S < 2/η", 0.97, 0.01, "≈ 1")
-        plotting.save(fig, name, tmp_path, title=f"Title {name}", caption="b < n", headlines=[headline])
-    (tmp_path / "01_a.html").write_text("page")
-    page = write_index(tmp_path, preset).read_text()
-    for part in ("Title 01_a", "Title 02_b", "b &lt; n", "S &lt; 2/η", "0.970 ± 0.010", "≈ 1", "01_a.png", 'href="01_a.html"'):
-        assert part in page
-    assert 'href="02_b.html"' not in page
-
-
-def test_an_index_without_figures_is_refused(tmp_path):
-    with pytest.raises(RunFileError, match="holds no figures"):
-        write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)}))
-
-
-def test_an_index_names_the_notebooks_that_are_not_drawn_yet(tmp_path):
-    (tmp_path / "01_a.json").write_text(json.dumps({"name": "01_a", "title": "A", "caption": "", "headlines": []}))
-    page = write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})).read_text()
-    assert "Not drawn yet, because their runs are not there: 02_b." in page
-    assert "Not drawn yet" not in write_index(tmp_path, Preset("digits", "", (0,), {}, {"01_a": ("x",)})).read_text()
-
-
-def test_the_table_of_results_has_a_row_a_number_and_names_what_is_missing(tmp_path):
-    preset = Preset("digits", "", (0,), {}, {"01_a": ("x",), "02_b": ("x",)})
-    headlines = [Headline("|cos|", 0.97, 0.01, "≈ 1"), Headline("S", 2.0)]
-    run = {
-        "model": ["cnn"],
-        "depth": 2,
-        "loss_name": "mse",
-        "optimizer": "sgd",
-        "momentum": 0.0,
-        "lr": 0.05,
-        "steps": 2000,
-        "measure_every": 50,
-        "seed": 0,
-        "batch_size": 2000,
-        "noise": "sgd",
-        "diverged": False,
-    }
-    frame = pd.DataFrame(run).assign(entry="cnn")
-    frame.attrs |= {"missing": "x full (seed 1)", "source": "2 committed runs"}
-    plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="", headlines=headlines)
-    plotting.save(plt.figure(), "02_b", tmp_path, title="B", caption="", headlines=headlines[1:], frame=frame)
-    text = write_results(tmp_path, preset).read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
-    assert rows == [r"| A | \|cos\| | 0.970 ± 0.010 | ≈ 1 |", "| A | S | 2 | – |", "| B | S | 2 | – |"]
-    assert "- B: not trained yet are x full (seed 1)." in text
-    assert "- A:" not in text
-
-
-def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
+def test_the_settings_of_runs_name_networks_step_sizes_steps_and_seeds():
     runs = [
         ("fc-tanh", "sgd", 0.0, 0.1),
         ("fc-tanh", "sgd", 0.0, 0.2),
@@ -267,13 +164,10 @@ def test_a_caption_names_networks_step_sizes_steps_and_seeds(tmp_path):
     )
     one = one.assign(entry=[f"entry{i}" for i in range(4)], depth=2, batch_size=8, diverged=False)
     frame = pd.concat([one.assign(seed=0), one.assign(seed=1)], ignore_index=True)
-    frame.attrs |= {"missing": "", "source": "2 committed runs"}
-    plotting.save(plt.figure(), "01_a", tmp_path, title="A", caption="Seen.", frame=frame)
-    assert json.loads((tmp_path / "01_a.json").read_text())["caption"] == (
-        "Seen. FC-tanh, squared error: η = 0.1 or 0.2, 2,000 steps, measured every 50; FC-tanh, squared error, μ = 0.9: η = 0.1, "
+    assert plotting.settings(frame) == (
+        "FC-tanh, squared error: η = 0.1 or 0.2, 2,000 steps, measured every 50; FC-tanh, squared error, μ = 0.9: η = 0.1, "
         "2,000 steps, measured every 50; CNN, squared error, Adam: η = 0.001, 2,000 steps, measured every 50. 2 seeds."
     )
-    assert json.loads((tmp_path / "01_a.json").read_text())["source"] == "2 committed runs"
     assert plotting.settings(frame[frame.seed == 0]).endswith(" One seed.")
     assert plotting.settings(frame.iloc[:-1]).endswith(" 1 to 2 seeds."), "not all seeds of all runs"
     lost = plotting.settings(frame.assign(diverged=[True, *[False] * 4, True, False, False]))
