@@ -1,7 +1,7 @@
 """What training steps and measurements cost, in units of one full-batch gradient measured in the same run, and their floors.
 
     python benchmarks/cost.py                         the paper's MLP 3072-200-200-10, n = 5,000, on the device there is
-    python benchmarks/cost.py --model cnn             its CNN
+    python benchmarks/cost.py --model cnn-tanh        its CNN
     python benchmarks/cost.py --write                 put the table into benchmarks/RESULTS.md as well
 
 Uses data/cifar10_5k.npz where it is there, else random images of the same shape (the ratios are alike, the spectrum is not).
@@ -46,8 +46,9 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 SETTINGS = config.RunConfig(
     model="fc-tanh", loss="mse", batch_size=50, lr=0.01, steps=1_000_000, dataset="cifar10", train_size=5000, width=200
 )
-WIDTH = {"fc-tanh": 200, "fc-relu": 200, "cnn": 32}
-ENTRY = {"fc-tanh": "fc-tanh", "fc-relu": "fc-relu", "cnn": "cnn-mse"}  # of the cifar10 preset, which says how often it measures
+WIDTH = {"fc-tanh": 200, "fc-relu": 200, "cnn": 32, "cnn-tanh": 32}
+# Entries of the cifar10 preset, which says how often it measures.
+ENTRY = {"fc-tanh": "fc-tanh", "fc-relu": "fc-relu", "cnn": "cnn-mse", "cnn-tanh": "cnn-mse"}
 SHARPENING = 5000  # steps of it, about, in which the sharpness still rises
 
 PRODUCT, TF32 = "Hessian product at kept passes", "λ_max cold, TF32"
@@ -122,13 +123,13 @@ def _data(built: Trainer) -> datasets.Dataset:
 
 
 def _changes(built: Trainer) -> dict[str, object]:
-    return {name: getattr(built.config, name) for name in ("model", "width", "dataset", "train_size")}
+    return {name: getattr(built.config, name) for name in ("model", "width", "hidden", "dataset", "train_size")}
 
 
 def bare_loop(built: Trainer, size: int, count: int) -> Job:
     """The loop a reader would write: nn.Sequential, autograd, torch.optim.SGD, indices from one permutation."""
     c, data = built.config, _data(built)
-    network = models.initialised(c.model, data.shape, 10, width=c.width, depth=c.depth, seed=0)
+    network = models.initialised(c.model, data.shape, 10, width=c.width, depth=c.depth, hidden=c.hidden, seed=0)
     network = network.to(built.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=c.lr)
     drawn = batches(c.train_size, size, "reshuffle", 0, 0, count, built.device)
@@ -210,7 +211,8 @@ def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[
 
     yield f"SciPy {scipy.__version__} eigsh on our product, tol 1e-3", scipy_solver
     data = _data(built)
-    network = models.build(built.config.model, data.shape, 10, width=built.config.width, depth=built.config.depth)
+    c = built.config
+    network = models.build(c.model, data.shape, 10, width=c.width, depth=c.depth, hidden=c.hidden)
     network = network.to(built.device)
     nn.utils.vector_to_parameters(theta[0], network.parameters())
     # Theirs is the mean over the outputs as well: 2/K of our loss.
@@ -302,7 +304,8 @@ def report(model: str, args: argparse.Namespace) -> str:
     def minibs(size: int) -> measurements.Estimate:
         return measurements.minibatch_sharpness(*where, before[:, 0], batch_size=size, draws=40, keys=key).value
 
-    count = 20 if model == "cnn" else 50
+    convolutional = model.startswith("cnn")
+    count = 20 if convolutional else 50
     jobs: dict[str, tuple[Job, float]] = {
         "full-batch gradient": (lambda: full_gradient(built.objective, params, built.x, built.y, built.parts), 1.0),
         "forward and backward pass to keep": (lambda: Hessian(built.objective, built.state.theta, built.x, built.y), 1.0),
@@ -321,12 +324,12 @@ def report(model: str, args: argparse.Namespace) -> str:
         "SGD step, b = 500": (steps_of(built, 500, count), count),
         "SGD step, b = 500, of 3 stacked seeds, per seed": (steps_of(three, 500, count), 3.0 * count),
     }
-    if model != "cnn":
+    if not convolutional:
         small = {"dataset": "digits", "train_size": 1500, "width": 64}
         digits = datasets.load("digits", 1500, device=device)
         for label, seeds in (("b = 50, MLP 64-64-64-10 (digits)", 1), ("the same, of 3 stacked seeds, per seed", 3)):
             jobs[f"SGD step, {label}"] = (steps_of(trainer(seeds, device, digits, **small), 50, 200), 200.0 * seeds)
-    if device.type == "cpu" and model != "cnn":  # the CNN's products are convolutions
+    if device.type == "cpu" and not convolutional:  # the CNN's products are convolutions
         for label in ("full-batch gradient", PRODUCT):
             whose, job = with_the_other_products(jobs[label][0])
             jobs[f"{label}, {whose}"] = (job, 1.0)
@@ -367,7 +370,8 @@ def report(model: str, args: argparse.Namespace) -> str:
     frame["products"] = [f"{v:.0f}" if np.isfinite(v) else "–" for v in frame["products"]]
     frame["relative error"] = [f"{v:.1e}" if np.isfinite(v) else "–" for v in frame["relative error"]]
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {args.threads} thread(s)"
-    layers = "3072-200-200-10" if model != "cnn" else f"{WIDTH[model]}-{WIDTH[model]} channels"
+    kinds = {"cnn": "32-32 channels", "cnn-tanh": f"32-64 channels, hidden layer of {built.config.hidden}"}
+    layers = kinds.get(model, "3072-200-200-10")
     middle = {label: statistics.median(seconds) for label, seconds in times.items()}
     errors = {
         label: found.standard_error.item() / found.value.item()
@@ -431,6 +435,8 @@ def listed(parts: Iterable[float]) -> str:
 
 def products_in_runs(model: str) -> dict[str, float]:
     """Return how many products a solve took in the committed runs, the preset's number of steps after the last one."""
+    if config.load_preset("cifar10").select([ENTRY[model]])[0].runs[0].model != model:
+        return {}
     files = sorted((runs.ROOT / "data" / "reference" / "cifar10" / ENTRY[model]).glob("*/seed*.parquet"))
     # Seed 0 was trained when a solve started from the last top vector alone.
     files = [file for file in files if file.stem != "seed0"] or files

@@ -55,6 +55,7 @@ class RunConfig:
     train_size: int = 1500
     width: int = 64
     depth: int = 2
+    hidden: int = 200
     init_scale: float = 1.0
     optimizer: str = "sgd"
     momentum: float = 0.0

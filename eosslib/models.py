@@ -3,7 +3,9 @@
 ``fc-tanh`` and ``fc-relu``: ``depth`` hidden layers of ``width`` units. ``cnn``: ``depth`` blocks of 3×3 convolution
 (``width`` channels), 2×2 max-pooling and ReLU, then one linear layer. The activation stands behind the pooling: a monotone
 function commutes with a maximum, so it is the same network as conv–act–pool with a quarter of the activations. ``cnn5``: the
-same with a hidden layer of 4·``width`` units before the last; at depth 3 the five-layer CNN of the EoSS paper. ``resnet10``: a
+same with a hidden layer of 4·``width`` units before the last; at depth 3 the five-layer CNN of the EoSS paper. ``cnn-tanh``: tanh
+in the place of ReLU, ``width``, 2·``width``, … channels from block to block, ``hidden`` units before the last layer; at width 32
+and depth 2 the CNN of the sharpness-gap paper, as reconstructed from the sharpness in its figures. ``resnet10``: a
 3×3 convolution and four residual blocks of two convolutions each, with ``width``, 2, 4 and 8 times ``width`` channels, halving the
 image from the second block on, global mean and a linear layer (He et al. 2016); without normalisation, or ``-bn`` with batch
 normalisation by the statistics of the batch at hand (no running ones).
@@ -17,6 +19,7 @@ read out.
 from __future__ import annotations
 
 import itertools
+from math import prod
 
 import torch
 from torch import nn
@@ -24,8 +27,9 @@ from torch import nn
 from eosslib.errors import ConfigError
 from eosslib.streams import seed_of
 
-WRITTEN_OUT = ("fc-tanh", "fc-relu", "cnn", "cnn5")  # whose layers are written out in ``layers``
+WRITTEN_OUT = ("fc-tanh", "fc-relu", "cnn", "cnn5", "cnn-tanh")  # whose layers are written out in ``layers``
 TEXT = ("transformer", "lstm")  # for sequences of characters
+HIDDEN = 200  # units by default of the hidden layer behind the convolutions of ``cnn-tanh``
 MODELS = (*WRITTEN_OUT, "resnet10", "resnet10-bn", *TEXT)
 
 
@@ -132,7 +136,26 @@ def _of_text(name: str, shape: tuple[int, int, int], n_outputs: int, width: int,
     return nn.Sequential(Characters(n_outputs, shape[2], width), *layers, Last(), *norm, nn.Linear(width, n_outputs))
 
 
-def build(name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int, depth: int) -> nn.Sequential:
+def _convolutional(name: str, shape: tuple[int, int, int], n_outputs: int, width: int, depth: int, hidden: int) -> nn.Sequential:
+    channels, height, wide = shape
+    if min(height, wide) >> depth < 1:
+        raise ConfigError(f"depth {depth} is too much for a CNN on {height}×{wide} images: every block halves them")
+    activation = nn.Tanh if name == "cnn-tanh" else nn.ReLU
+    layers: list[nn.Module] = []
+    for block in range(depth):
+        outputs = width << block if name == "cnn-tanh" else width
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.MaxPool2d(2), activation()]
+        channels, height, wide = outputs, height // 2, wide // 2
+    layers.append(nn.Flatten())
+    inputs = channels * height * wide
+    if name != "cnn":
+        units = hidden if name == "cnn-tanh" else 4 * width
+        layers += [nn.Linear(inputs, units), activation()]
+        inputs = units
+    return nn.Sequential(*layers, nn.Linear(inputs, n_outputs))
+
+
+def build(name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int, depth: int, hidden: int = HIDDEN) -> nn.Sequential:
     """Build an untrained network.
 
     Args:
@@ -141,41 +164,38 @@ def build(name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int,
         n_outputs: Number of outputs K.
         width: Hidden units, or channels.
         depth: Hidden layers, convolutions, blocks of a transformer, or layers of an LSTM; not used by the residual networks.
+        hidden: Units of the hidden layer behind the convolutions of ``cnn-tanh``; not used by the others.
 
     Raises:
         ConfigError: The name is unknown, the image is too small for so many poolings, a model of text is to see images, or the
             width of a transformer is not a multiple of its 4 heads.
     """
-    channels, height, wide = shape
-    layers: list[nn.Module] = []
     if name in ("fc-tanh", "fc-relu"):
-        inputs = channels * height * wide
-        layers.append(nn.Flatten())
+        inputs = prod(shape)
+        layers: list[nn.Module] = [nn.Flatten()]
         for _ in range(depth):
             layers += [nn.Linear(inputs, width), nn.Tanh() if name == "fc-tanh" else nn.ReLU()]
             inputs = width
-    elif name in ("cnn", "cnn5"):
-        if min(height, wide) >> depth < 1:
-            raise ConfigError(f"depth {depth} is too much for a CNN on {height}×{wide} images: every block halves them")
-        for _ in range(depth):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
-            channels, height, wide = width, height // 2, wide // 2
-        layers.append(nn.Flatten())
-        inputs = channels * height * wide
-        if name == "cnn5":
-            layers += [nn.Linear(inputs, 4 * width), nn.ReLU()]
-            inputs = 4 * width
-    elif name in ("resnet10", "resnet10-bn"):
-        return _resnet(channels, n_outputs, width, name.endswith("-bn"))
-    elif name in TEXT:
+        return nn.Sequential(*layers, nn.Linear(inputs, n_outputs))
+    if name in ("cnn", "cnn5", "cnn-tanh"):
+        return _convolutional(name, shape, n_outputs, width, depth, hidden)
+    if name in ("resnet10", "resnet10-bn"):
+        return _resnet(shape[0], n_outputs, width, name.endswith("-bn"))
+    if name in TEXT:
         return _of_text(name, shape, n_outputs, width, depth)
-    else:
-        raise ConfigError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
-    return nn.Sequential(*layers, nn.Linear(inputs, n_outputs))
+    raise ConfigError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
 
 
 def initialised(
-    name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int, depth: int, seed: int, scale: float = 1.0
+    name: str,
+    shape: tuple[int, int, int],
+    n_outputs: int,
+    *,
+    width: int,
+    depth: int,
+    seed: int,
+    scale: float = 1.0,
+    hidden: int = HIDDEN,
 ) -> nn.Sequential:
     """Build a network whose PyTorch default initialisation is drawn from the seed's own stream, then scaled by ``scale``.
 
@@ -189,13 +209,14 @@ def initialised(
         depth: Hidden layers, and the like.
         seed: The run's seed.
         scale: Factor on every parameter.
+        hidden: As for ``build``.
 
     Raises:
         ConfigError: As ``build``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed_of("init", seed))
-        network = build(name, shape, n_outputs, width=width, depth=depth)
+        network = build(name, shape, n_outputs, width=width, depth=depth, hidden=hidden)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(scale)

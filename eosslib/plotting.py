@@ -27,6 +27,7 @@ MODEL_LABELS = {
     "fc-relu": "FC-ReLU",
     "cnn": "CNN",
     "cnn5": "CNN-5",
+    "cnn-tanh": "CNN-tanh",
     "resnet10": "ResNet-10",
     "resnet10-bn": "ResNet-10 with BN",
     "transformer": "transformer",
@@ -44,8 +45,8 @@ NOISE_LABELS = {
     "without_top": "GD + noise without the top k",
 }
 NOISE_ORDER = list(NOISE_LABELS)
-MODEL_MARKERS = dict(zip(MODEL_LABELS, "os^^DDos", strict=True))
-MODEL_COLORS = dict(zip(MODEL_LABELS, ("C0", "C1", "C2", "C2", "C3", "C4", "C0", "C1"), strict=True))
+MODEL_MARKERS = dict(zip(MODEL_LABELS, "os^^vDDos", strict=True))
+MODEL_COLORS = dict(zip(MODEL_LABELS, ("C0", "C1", "C2", "C2", "C5", "C3", "C4", "C0", "C1"), strict=True))
 
 
 def use_style() -> None:

@@ -235,6 +235,7 @@ def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None 
                     model=config.model,
                     width=config.width,
                     depth=config.depth,
+                    hidden=config.hidden,
                     init_scale=config.init_scale,
                     loss_name=config.loss,
                     batch_size=config.batch_size,

@@ -106,7 +106,7 @@ class Trainer:
         if data.n != config.train_size:
             raise ConfigError(f"train_size is {config.train_size}, but the data set that is given has {data.n} training examples")
         self.x, self.y = data.x.unsqueeze(0), data.y.unsqueeze(0)
-        kinds = {"width": config.width, "depth": config.depth}
+        kinds = {"width": config.width, "depth": config.depth, "hidden": config.hidden}
         networks = [
             models.initialised(config.model, data.shape, data.y.shape[1], seed=c.seed, scale=config.init_scale, **kinds)
             for c in configs

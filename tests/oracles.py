@@ -94,7 +94,8 @@ def problem(
     seed: int = 0,
 ) -> Problem:
     """Make a small problem; the same arguments give the same one, not to be changed in place."""
-    modules = [models.initialised(model, shape, outputs, width=width, depth=depth, seed=seed + r).double() for r in range(stack)]
+    sizes = {"width": width, "depth": depth, "hidden": width}
+    modules = [models.initialised(model, shape, outputs, seed=seed + r, **sizes).double() for r in range(stack)]
     vectors = [nn.utils.parameters_to_vector(module.parameters()).detach() for module in modules]
     stream = torch.Generator().manual_seed(100 + seed)
     x = torch.randn(1, n, *shape, generator=stream, dtype=torch.float64)

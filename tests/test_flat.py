@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,6 +117,18 @@ def test_hessian_products_can_be_differentiated_once_more(model: str, loss: str)
     ours = torch.autograd.functional.jacobian(curvature, p.theta)[0]
     theirs = torch.autograd.grad(oracle(t := p.theta[0].clone().requires_grad_()), t)[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", ["cnn", "cnn-tanh"])
+def test_equal_maxima_of_a_pooling_are_treated_as_pytorch_does(model: str) -> None:
+    """Images without structure, whose convolutions are the same at every inner place, and so all of whose poolings are ties."""
+    p = problem(model, shape=(2, 8, 8), depth=1)
+    flat = replace(p, x=p.x[:, :, :, :1, :1].expand_as(p.x).contiguous())
+    v = randn(*p.theta.shape)
+    made = p.objective.linearize(p.objective.network.views(p.theta), flat.x, flat.y, 1 / p.n, slice(0, 1))
+    product, slopes = made.product_and_slopes(p.objective.network.views(v))
+    torch.testing.assert_close(p.objective.network.flatten(product)[0], flat.hessian() @ v[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(slopes[0], flat.example_gradients() @ v[0], rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -8,6 +8,7 @@ from torch import nn
 
 from eosslib import losses, models
 from eosslib.automatic import ModuleNetwork
+from eosslib.config import defaults
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective, StackedNetwork
 from eosslib.streams import seed_of
@@ -22,6 +23,8 @@ CIFAR, DIGITS, TEXT = (3, 32, 32), (1, 8, 8), (1, 1, 16)
         ("fc-relu", DIGITS, 64, 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10),
         ("cnn", CIFAR, 32, 3 * 32 * 9 + 32 + 32 * 32 * 9 + 32 + 8 * 8 * 32 * 10 + 10),
         ("cnn5", CIFAR, 32, 3 * 32 * 9 + 32 + 32 * 32 * 9 + 32 + 8 * 8 * 32 * 128 + 128 + 128 * 10 + 10),
+        ("cnn-tanh", CIFAR, 32, 3 * 32 * 9 + 32 + 32 * 64 * 9 + 64 + 8 * 8 * 64 * 200 + 200 + 200 * 10 + 10),
+        ("cnn-tanh", DIGITS, 8, 8 * 9 + 8 + 8 * 16 * 9 + 16 + 2 * 2 * 16 * 200 + 200 + 200 * 10 + 10),
         # ResNet-10: stem; blocks of two convolutions; 1×1 shortcuts where the width changes (He et al. 2016: 4.9 million)
         ("resnet10", CIFAR, 64, 4_900_362),
         ("cnn", DIGITS, 8, 8 * 9 + 8 + 8 * 8 * 9 + 8 + 2 * 2 * 8 * 10 + 10),
@@ -44,12 +47,27 @@ def test_depth_counts_the_hidden_layers(name: str, activation: type[nn.Module], 
     assert sum(isinstance(layer, nn.Linear | nn.Conv2d) for layer in network) == depth + 1
 
 
-def test_pooling_before_the_activation_is_the_same_network_as_after_it() -> None:
-    network = models.initialised("cnn", CIFAR, 10, width=6, depth=2, seed=0)
-    conv1, pool, relu, conv2, *_ = network
+@pytest.mark.parametrize("name", ["cnn", "cnn-tanh"])
+def test_pooling_before_the_activation_is_the_same_network_as_after_it(name: str) -> None:
+    network = models.initialised(name, CIFAR, 10, width=6, depth=2, seed=0)
+    conv1, pool, act, conv2, _, _, *rest = network
     x = torch.randn(4, *CIFAR, generator=torch.Generator().manual_seed(0))
-    swapped = network[-1](pool(relu(conv2(pool(relu(conv1(x)))))).flatten(1))
-    assert torch.equal(network(x), swapped)
+    swapped = nn.Sequential(conv1, act, pool, conv2, act, pool, *rest)
+    assert torch.equal(network(x), swapped(x))
+
+
+def test_the_reconstructed_cnn_is_that_of_the_sharpness_gap_paper() -> None:
+    torch.manual_seed(7)
+    block = lambda a, b: (nn.Conv2d(a, b, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2))  # noqa: E731
+    written = nn.Sequential(*block(3, 32), *block(32, 64), nn.Flatten(), nn.Linear(4096, 96), nn.Tanh(), nn.Linear(96, 10))
+    torch.manual_seed(7)
+    ours = models.build("cnn-tanh", CIFAR, 10, width=32, depth=2, hidden=96)
+    x = torch.randn(4, *CIFAR)
+    assert torch.equal(ours(x), written(x))
+
+
+def test_the_hidden_layer_of_a_run_is_by_default_that_of_the_network() -> None:
+    assert defaults()["hidden"] == models.HIDDEN
 
 
 @pytest.mark.parametrize("name", models.MODELS)

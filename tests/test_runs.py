@@ -182,6 +182,7 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
         "model",
         "width",
         "depth",
+        "hidden",
         "init_scale",
         "loss_name",
         "batch_size",

@@ -59,7 +59,14 @@ def by_hand(config: RunConfig, full_batch: bool = False) -> tuple[torch.Tensor, 
     """Train the plain module with PyTorch's optimizer; its final parameters and the full loss before every step and at the end."""
     data = digits(config.train_size, "float64", "cpu")
     network = models.initialised(
-        config.model, data.shape, 10, width=config.width, depth=config.depth, seed=config.seed, scale=config.init_scale
+        config.model,
+        data.shape,
+        10,
+        width=config.width,
+        depth=config.depth,
+        hidden=config.hidden,
+        seed=config.seed,
+        scale=config.init_scale,
     ).double()
 
     def loss(indices: torch.Tensor | slice) -> torch.Tensor:
