@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from eosslib.errors import DeviceError
 
 DEFAULT_MEMORY = 4 << 30  # bytes of kept passes on a CPU
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 DRAWN_MEMORY = 256 << 20  # bytes of batched mini-batches on a CPU, where larger lots gain nothing
 
 
@@ -54,6 +56,18 @@ def drawn_memory(device: torch.device, asked: int | None = None) -> int:
     if asked is not None:
         return asked
     return _of_gpu(device) // 8 if device.type == "cuda" else DRAWN_MEMORY
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep 256 MiB that were freed, where it is GNU's, instead of fetching them anew for every chunk.
+
+    It gives memory back to the system as soon as some MiB at the end of its heap are free, and the next chunk of examples then
+    takes as many page faults: up to a fifth of a Hessian product of a convolutional network.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no such function, or no library to ask
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def _of_gpu(device: torch.device) -> int:

@@ -6,6 +6,7 @@ applied with batched matrix products, which cost little more for three small net
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from math import prod
 
@@ -141,16 +142,21 @@ class Linearization:
             y: Targets (1, B, K) or (R, B, K).
             weights: What each ℓᵢ counts in the objective L = Σᵢ wᵢ ℓᵢ: (R, B), or one number.
         """
-        self._network, self._loss, self._y = network, loss, y
+        self._network, self._loss, self._y, self._data = network, loss, y, x.untyped_storage().data_ptr()
         self._weights = weights.unsqueeze(-1) if isinstance(weights, torch.Tensor) else weights
         self._kept = network.forward(params, x)
         self.outputs = self._kept[-1].y
+        for (layer, _), k in zip(network.layers, self._kept, strict=True):
+            if not layer.keeps_output:
+                k.y = k.y.new_empty(0)
         self._slope = loss.gradient(self.outputs, y)
-        g = self._slope * self._weights
-        for (layer, _), k in self._backwards():
-            k.g = g
-            if k is not self._kept[network.first]:
-                g = layer.input_gradient(k, g)
+        self._kept[-1].g = self._slope * self._weights
+        for ((layer, _), k), (_, below) in itertools.pairwise(self._backwards()):
+            if below is self._kept[network.first]:  # often the largest, and no product asks for it
+                break
+            below.g = layer.input_gradient(k, _given(k.g))
+            if not layer.keeps_gradient:
+                k.g = None
 
     def _backwards(self) -> Iterator[tuple[tuple[Layer, slice], Kept]]:
         """Yield the layers from the last to the first that has parameters."""
@@ -171,17 +177,27 @@ class Linearization:
     def nbytes(self) -> int:
         """Bytes that are kept besides the inputs and the parameters."""
         tensors = [t for k in self._kept[self._network.first :] for t in (k.y, k.extra, k.g, k.x) if t is not None]
-        data = self._kept[0].x.untyped_storage().data_ptr()
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(size for address, size in storages.items() if address != data)
+        return sum(size for address, size in storages.items() if address != self._data)
 
     def gradient(self) -> list[torch.Tensor]:
         """Return ∇L per parameter, each (R, *shape)."""
-        return self._collect([layer.parameter_gradients(k.x, _given(k.g)) for (layer, _), k in self._backwards()])
+        return self._collect([layer.parameter_gradients(k.x, g) for layer, k, g in self._gradients()])
 
     def squares(self) -> list[torch.Tensor]:
         """Return Σᵢ (wᵢ ∇ℓᵢ)², coordinate by coordinate, per parameter."""
-        return self._collect([layer.squares(k.x, _given(k.g)) for (layer, _), k in self._backwards()])
+        return self._collect([layer.squares(k.x, g) for layer, k, g in self._gradients()])
+
+    def _gradients(self) -> Iterator[tuple[Layer, Kept, torch.Tensor]]:
+        """Yield the layers with parameters from the last to the first, what they kept, and ∂L/∂y."""
+        above: tuple[Layer, Kept] | None = None
+        for (layer, _), k in self._backwards():
+            if layer.parameters:
+                g = k.g
+                if g is None and above is not None:  # that of the first one, not kept
+                    g = above[0].input_gradient(above[1], _given(above[1].g))
+                yield layer, k, _given(g)
+            above = layer, k
 
     def _collect(self, backwards: list[list[torch.Tensor]]) -> list[torch.Tensor]:
         return [part for parts in reversed(backwards) for part in parts]

@@ -1,4 +1,4 @@
-"""Matrix products of a stack of networks, by whichever of PyTorch's two libraries is the faster on the processor at hand.
+"""Matrix products of a stack of networks, and tanh, by whichever of PyTorch's two libraries is the faster on the processor at hand.
 
 On the CPU PyTorch's own products are MKL's, which on AMD's processors takes a path of half their speed. oneDNN, which PyTorch
 has on board for convolutions, writes its code for the processor at hand, in plain float32 all the same (a test holds its errors
@@ -66,3 +66,14 @@ def product(a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None) 
 def _by_onednn(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     assert _onednn is not None
     return _onednn(left, right.mT, None, "none", [], "")
+
+
+def tanh(x: torch.Tensor) -> torch.Tensor:
+    """Return tanh x, by oneDNN where it makes the products: three times as fast as MKL's, to 1.3 roundings (2⁻²⁴) for 1.0.
+
+    For feature maps; small layers gain nothing by it.
+    """
+    needs_graph = torch.is_grad_enabled() and x.requires_grad
+    if _onednn is None or x.device.type != "cpu" or x.dtype != torch.float32 or needs_graph:
+        return torch.tanh(x)
+    return x.to_mkldnn().tanh().to_dense()

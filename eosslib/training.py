@@ -18,7 +18,7 @@ import torch
 from eosslib import datasets, dynamics, losses, measurements, models, predicted, updates, windows
 from eosslib.config import RunConfig
 from eosslib.curvature import Hessian, chunks
-from eosslib.devices import float32_products, kept_memory
+from eosslib.devices import float32_products, keep_freed_memory, kept_memory
 from eosslib.eigen import padded
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
@@ -96,6 +96,7 @@ class Trainer:
             ConfigError: The data has another number of training examples than ``train_size``, the network cannot be built for
                 it, a setting asks for more directions than there are parameters, or batch normalisation needs more memory.
         """
+        keep_freed_memory()
         self.config = config = configs[0]
         if any({**c.to_dict(), "seed": 0} != {**config.to_dict(), "seed": 0} for c in configs):
             raise ValueError("stacked runs may differ only in their seed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,19 @@ def test_the_processor_is_named_as_the_machine_names_it(tmp_path: Path, monkeypa
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert devices.processor(cpuinfo) == "aarch64"
+
+
+def test_freed_memory_is_kept_only_where_gnus_c_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, option: int, size: int) -> int:
+            asked.append((option, size))
+            return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    devices.keep_freed_memory()
+    assert asked == [(-3, 32 << 20), (-1, 256 << 20)]
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # another C library
+    devices.keep_freed_memory()
+    assert len(asked) == 2

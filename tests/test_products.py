@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,38 @@ def test_intels_processors_are_told_from_others(tmp_path: Path, monkeypatch: pyt
         assert products.made_by_intel(cpuinfo) == intel
         monkeypatch.setattr("platform.processor", lambda vendor=vendor: f"Intel64 Family 6 Model 85 Stepping 7, {vendor}")
         assert products.made_by_intel(tmp_path / "none") == intel  # Windows, which has no such file
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("shape", [(50, 16, 16, 32), (3, 5, 7, 1)])
+def test_tanh_is_right_to_two_roundings(shape: tuple[int, ...]) -> None:
+    size = math.prod(shape)
+    x = torch.cat([randn(size // 2), torch.logspace(-8, 1.5, size - size // 2, dtype=torch.float64)]).float().view(shape)
+    exact = x.double().tanh()
+    assert ((products.tanh(x).double() - exact).abs() <= 2 * 2.0**-24 * exact.abs()).all()
+    assert products.tanh(x).shape == x.shape
+
+
+@pytest.mark.usefixtures("library")
+def test_tanh_of_a_number_is_the_same_whichever_numbers_lie_around_it() -> None:
+    x = randn(40, 16, 16, 3).float()
+    whole = products.tanh(x)
+    for part in (slice(0, 1), slice(1, 8), slice(7, 40)):
+        assert torch.equal(products.tanh(x[part]), whole[part])
+        assert torch.equal(products.tanh(x[part].clone()), whole[part])
+
+
+@pytest.mark.usefixtures("library")
+def test_tanh_keeps_the_layout_of_feature_maps_and_what_is_no_number() -> None:
+    maps = randn(4, 8, 6, 6).float().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    assert products.tanh(maps).is_contiguous()
+    ends = torch.tensor([math.inf, -math.inf, 0.0, -0.0, math.nan])
+    assert torch.equal(products.tanh(ends)[:4], torch.tensor([1.0, -1.0, 0.0, -0.0]))
+    assert products.tanh(ends)[4].isnan()
+
+
+@pytest.mark.usefixtures("library")
+def test_tanh_can_be_differentiated() -> None:
+    x = randn(2, 3, 3, 2).float().requires_grad_()
+    (slope,) = torch.autograd.grad(products.tanh(x).sum(), x)
+    torch.testing.assert_close(slope, 1 - x.detach().tanh().square(), rtol=1e-6, atol=1e-6)
