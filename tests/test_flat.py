@@ -37,13 +37,31 @@ def test_every_row_can_see_its_own_inputs(model: str) -> None:
         torch.testing.assert_close(stacked[row], p.outputs(p.theta[row], inputs[row]), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("model", ["cnn", "cnn-tanh"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7)])
-def test_convolutions_of_one_channel_and_of_odd_images_are_right_in_float32(shape: tuple[int, int, int]) -> None:
-    module = models.initialised("cnn", shape, 10, width=8, depth=2, seed=0)
+def test_convolutions_of_one_channel_and_of_odd_images_are_right_in_float32(model: str, shape: tuple[int, int, int]) -> None:
+    module = models.initialised(model, shape, 10, width=8, depth=2, seed=0)
     network = StackedNetwork(module)
     x = torch.randn(1, 16, *shape, generator=torch.Generator().manual_seed(0))
     theta = nn.utils.parameters_to_vector(module.parameters()).detach().unsqueeze(0)
     torch.testing.assert_close(network(network.views(theta), x)[0], module(x[0]).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7), (3, 32, 32)])
+def test_derivatives_of_the_papers_cnn_have_the_errors_of_float32(shape: tuple[int, int, int]) -> None:
+    module = models.initialised("cnn-tanh", shape, 10, width=16, depth=2, hidden=30, seed=0)
+    theta = nn.utils.parameters_to_vector(module.parameters()).detach().unsqueeze(0)
+    x, y, v = randn(1, 20, *shape), torch.eye(10, dtype=torch.float64).repeat(2, 1)[None], randn(*theta.shape, seed=1)
+    single, double = (
+        Hessian(Objective(StackedNetwork(module), losses.by_name("mse")), theta.to(kind), x.to(kind), y.to(kind))
+        for kind in (torch.float32, torch.float64)
+    )
+    for ours, exact in [
+        (single.gradient(), double.gradient()),
+        (single(v.float()), double(v)),
+        (single.slopes(v.float()), double.slopes(v)),
+    ]:
+        assert (ours.double() - exact).norm() < 3e-6 * exact.norm()
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -211,8 +211,9 @@ def test_a_run_is_bit_identical_whichever_others_it_is_stacked_with(model: str, 
     assert not torch.equal(train(runs[0]).theta, alone.theta)
 
 
-@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
-@pytest.mark.parametrize("model", ["fc-tanh", "cnn"])
+@pytest.mark.parametrize(
+    ("model", "noise"), [*itertools.product(["fc-tanh", "cnn"], dynamics.DIRECTIONS), ("cnn-tanh", "sgd"), ("cnn-tanh", "diagonal")]
+)
 def test_going_on_from_any_measurement_is_bit_identical(model: str, noise: str, tiny: Settings) -> None:
     runs = [tiny(model=model, noise=noise, noise_directions=4, seed=seed, refresh_every=2, **SAMPLED) for seed in (0, 1)]
     seen: list[State] = []
