@@ -102,6 +102,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "number as a string": ({"lr": "1e-3"}, ["lr: '1e-3' is not of type number above 0", "write 1.0e-3"]),
     "word for a number": ({"steps": "many"}, ["steps: 'many' is not of type integer"]),
     "boolean for a number": ({"width": True}, ["width: True is not of type integer"]),
+    "hidden layer of no units": ({"hidden": 0}, ["hidden: 0 is not of type integer at least 1"]),
     "null": ({"width": None}, ["width: None is not"]),
     "fraction of a step": ({"steps": 2.5}, ["steps: 2.5 is not of type integer"]),
     "whole float for an integer": ({"batch_size": 8.0}, ["batch_size"]),

@@ -211,6 +211,11 @@ def test_a_run_is_bit_identical_whichever_others_it_is_stacked_with(model: str, 
     assert not torch.equal(train(runs[0]).theta, alone.theta)
 
 
+def test_the_hidden_layer_of_the_papers_cnn_is_a_setting_of_the_run(tiny: Settings) -> None:
+    sizes = [trainer_of(tiny(model="cnn-tanh", hidden=hidden)).objective.network.shapes[4] for hidden in (7, 200)]
+    assert sizes == [(7, 2 * 2 * 8), (200, 2 * 2 * 8)]
+
+
 @pytest.mark.parametrize(
     ("model", "noise"), [*itertools.product(["fc-tanh", "cnn"], dynamics.DIRECTIONS), ("cnn-tanh", "sgd"), ("cnn-tanh", "diagonal")]
 )
