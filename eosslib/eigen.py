@@ -2,8 +2,9 @@
 
 Rayleigh–Ritz on a growing orthonormal basis: from one start vector it spans the Krylov space (Lanczos with full
 reorthogonalisation), from what the previous measurement found it is a warm start that needs a few products. The images
-of the basis are kept, so the residual that stops it is the true one, ‖A u − λ u‖, and restarting costs no product; whatever else
-an operator finds out that is linear in the vector is combined along with the images.
+of the basis are kept, so the residual is the true one, ‖A u − λ u‖, and restarting costs no product; whatever else
+an operator finds out that is linear in the vector is combined along with the images. A small residual says that *an* eigenvalue was
+found; that it is the largest is ``probing``'s to say.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+from eosslib.probing import Chain, Probe, suspect
 
 CLOSE = 0.8  # fraction of λ₁ from which on a Ritz vector is kept for the next solve
 NEARBY = 15  # how many are, at most; of K classes about K − 1 eigenvalues come to the edge together
@@ -28,9 +31,11 @@ class Eigenpairs:
     vectors: torch.Tensor  # (R, k, P), unit norm
     residuals: torch.Tensor  # (R, k), ‖A u − λ u‖ / max(|λ₁|, tiny)
     products: torch.Tensor  # (R,), operator products until the run's pairs had converged
-    converged: torch.Tensor  # (R,), bool
+    converged: torch.Tensor  # (R,), bool: the residuals, and the probability of a miss where there was a probe
+    miss: torch.Tensor  # (R,), probability that an eigenvalue 1e-3 of ‖A‖ or more above λ₁ was overlooked; 1 without a probe
     carried: torch.Tensor  # (R, k, m), what the operator appends to its images, for the eigenvectors
     starts: torch.Tensor  # (R, s, P), where to solve for a nearby operator from: the eigenvectors, those that may overtake, zeros
+    probe: torch.Tensor  # (R, P), what is left of the probe for a nearby operator; (R, 0) without one
 
     @staticmethod
     def cat(parts: list[Eigenpairs]) -> Eigenpairs:
@@ -65,6 +70,7 @@ def top_eigenpairs(
     max_products: int = 300,
     max_basis: int = 40,
     nearby: int = 0,
+    probe: Probe | None = None,
 ) -> Eigenpairs:
     """Find the k algebraically largest eigenvalues of each operator in a stack, with their eigenvectors.
 
@@ -72,25 +78,30 @@ def top_eigenpairs(
     result while the others go on, so what it finds does not depend on the stack. Eigenvalues of exact multiplicity are
     found once each. An operator that returns values that are not finite gets NaN and ``converged`` False.
 
+    Without a probe a solve stops where the residuals are small, which now and then they are for another eigenvalue than the
+    largest. With one it goes on until that has a small probability for λ₁: 1.5 to 2 times the products from nothing, two or three
+    more with what the last solve left of its probe.
+
     Args:
         operator: Maps a stack of vectors (R, P) to their images (R, P), or (R, P + m) with m further numbers that are linear in
             the vector; ``carried`` has them for the eigenvectors.
-        start: Start vectors (R, s, P), s ≥ 1: random, or the ``starts`` of a nearby operator. An operator that has fewer of them
-            than others of the stack has zeros in the last places, as ``padded`` puts them.
+        start: Start vectors (R, s, P): random, or the ``starts`` of a nearby operator. An operator that has fewer of them
+            than others of the stack has zeros in the last places, as ``padded`` puts them. With a probe none are needed.
         k: Number of eigenpairs.
-        tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁|.
+        tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁|, and the probe says that λ₁ is the largest.
         max_products: Give up after so many products (``converged`` is then False).
         max_basis: Restart from the best Ritz vectors when the basis has so many vectors (more, if a solve starts from more).
         nearby: How many further Ritz vectors to return in ``starts``, at most; ``CLOSE`` says which. Where eigenvalues lie close
-            together, as they do at the edge of stability, a solve that starts from all of them takes two thirds of the products
-            and rarely misses the one that has come to the top; but never fewer products than it has start vectors.
+            together, as they do at the edge of stability, a solve that starts from all of them takes two thirds of the products;
+            but never fewer products than it has start vectors.
+        probe: Random vectors that look for an eigenvalue above those found.
 
     Returns:
         Eigenpairs; their values have the operator's units.
 
     Raises:
-        ValueError: The stack is empty, ``k`` exceeds the dimension, an operator has no start vector, one is not finite or follows
-            a zero, or ``max_products`` are fewer than a solve begins with.
+        ValueError: The stack is empty, ``k`` exceeds the dimension, an operator has neither start vector nor probe, one is not
+            finite or follows a zero, or ``max_products`` are fewer than a solve begins with.
 
     Example:
         >>> diagonal = torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)
@@ -98,61 +109,182 @@ def top_eigenpairs(
         >>> round(pairs.values.item(), 6)
         5.0
     """
-    stack, given, size = start.shape
+    stack, _, size = start.shape
     if not stack:
         raise ValueError("an empty stack has no eigenpairs")
     if not 1 <= k <= size:
         raise ValueError(f"k = {k} eigenpairs of an operator of size {size}")
-    present = start.norm(dim=2) != 0
-    counts = present.sum(1)  # of each one's start vectors
-    fewest, most = int(counts.min()), int(counts.max())
-    if not torch.isfinite(start).all() or not fewest:
-        raise ValueError("start vectors must be finite and not zero")
-    if not torch.equal(present, torch.arange(given, device=start.device) < counts[:, None]):
-        raise ValueError("a start vector follows one that is zero")
-    max_basis = min(max(max_basis, most, k + 2 + nearby), size)
+    counts = _counts(start, probe)
+    if max_products < min(max(int(counts.min()), k), size):
+        raise ValueError(f"{max_products} products are fewer than the {max(int(counts.min()), k)} that a solve begins with")
+    most = max(max_basis, int(counts.max()) + (probe is not None), k + 2 + nearby)
+    solve = _Solve(operator, start, counts, probe, k=k, tol=tol, max_basis=min(most, size))
     found: dict[int, Eigenpairs] = {}
-    basis, images = _Rows(start.new_empty(stack, 0, size), max_basis), _Rows(start.new_empty(stack, 0, 0), max_basis)
-    small = start.new_empty(stack, 0, 0)  # the operator on the basis
-    following = start[:, 0]
     for product in range(1, max_products + 1):
-        vector = _orthonormal(basis.all, following)
-        basis.append(vector)
-        images.append(operator(vector))
-        column = basis.all @ images.all[:, -1, :size].unsqueeze(2)
-        small = torch.cat([torch.cat([small, column[:, :-1]], dim=2), column.transpose(1, 2)], dim=1)
-        # One whose start vectors are not all in the basis cannot be done; where one has fewer than k it goes on with an image.
-        waiting = (counts > product) & (product < size)
-        following = images.all[:, -1, :size]
-        if basis.count >= k and product >= min(fewest, size):
-            ritz = _Ritz.of(basis.all, images.all, small, k)
-            finite = torch.isfinite(ritz.values[:, 0])
-            done = ((ritz.relative <= tol).all(1) | (basis.count == size) | ~finite) & ~waiting
-            ended = done if product < max_products else torch.ones_like(done)
-            for i in ended.nonzero().flatten().tolist():
-                if i not in found:
-                    found[i] = ritz.pairs(i, basis.all, nearby, product, converged=done & finite)
-            if len(found) == stack:
-                break
-            # Continue with the first pair that has not converged; for k = 1 this is Lanczos.
-            target = (ritz.relative > tol).to(torch.int64).argmax(1)
-            following = ritz.residual[torch.arange(stack, device=start.device), target]
-            if basis.count >= max_basis:
-                keep = min(max(2 * k, max_basis // 2), max_basis - 1)
-                basis, images = (_Rows(ritz.rotation[:, :keep] @ rows.all, max_basis) for rows in (basis, images))
-                small = torch.diag_embed(ritz.values[:, :keep])
-        if product < given:
-            following = torch.where((counts > product)[:, None], start[:, product], following)
-    if not found:
-        raise ValueError(f"{max_products} products are fewer than the {max(fewest, k)} that a solve begins with")
+        done = solve.advance(product)
+        for i in (done if product < max_products else torch.ones_like(done)).nonzero().flatten().tolist():
+            if i not in found:
+                found[i] = solve.pairs(i, nearby, product, converged=bool(done[i]))
+        if len(found) == stack:
+            break
+        solve.restart_if_full()
     return Eigenpairs.cat([found[i] for i in range(stack)])
+
+
+def _counts(start: torch.Tensor, probe: Probe | None) -> torch.Tensor:
+    """Return how many start vectors each operator has (R,); see that they can be used."""
+    present = start.norm(dim=2) != 0
+    counts = present.sum(1)
+    vectors = [start] if probe is None else [start, probe.vector]
+    if not all(bool(torch.isfinite(v).all()) for v in vectors) or (probe is None and not bool(counts.all())):
+        raise ValueError("start vectors must be finite and not zero")
+    if not torch.equal(present, torch.arange(start.shape[1], device=start.device) < counts[:, None]):
+        raise ValueError("a start vector follows one that is zero")
+    return counts
+
+
+class _Solve:
+    """R solves that go on side by side, each as it would alone.
+
+    Every operator has its own plan: its start vectors, then the probe; after them the residual of the first pair that has not
+    converged, or the next Lanczos vector of the probe.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        start: torch.Tensor,
+        counts: torch.Tensor,
+        probe: Probe | None,
+        *,
+        k: int,
+        tol: float,
+        max_basis: int,
+    ) -> None:
+        stack, _, self.size = start.shape
+        self.operator, self.start, self.counts, self.k, self.tol, self.max_basis = operator, start, counts.cpu(), k, tol, max_basis
+        self.basis, self.images = (_Rows(start.new_empty(stack, 0, n), max_basis) for n in (self.size, 0))
+        self.small = start.new_empty(stack, 0, 0)  # the operators on their bases
+        self.rows = torch.arange(stack, device=start.device)
+        self.chain = None if probe is None else Chain(probe, stack)
+        self.ritz: _Ritz | None = None
+        self._follow(start.new_zeros(stack, self.size), torch.zeros(stack, dtype=torch.bool), 0)
+
+    def advance(self, product: int) -> torch.Tensor:
+        """Multiply the vectors whose turn it is, choose those that follow, and say which operators are done: (R,), bool."""
+        self.basis.append(self.following)
+        self.images.append(self.operator(self.following))
+        if self.chain is not None:
+            self.chain.append()
+        image = self.images.all[:, -1, : self.size]
+        column = self.basis.all @ image.unsqueeze(2)
+        self.small = torch.cat([torch.cat([self.small, column[:, :-1]], dim=2), column.transpose(1, 2)], dim=1)
+        nothing = torch.zeros_like(self.counts, dtype=torch.bool)
+        if self.basis.count < self.k or product < min(int(self.counts.min()), self.size):
+            self._follow(image, self.counts == 0, product)
+            return nothing
+        self.ritz = ritz = _Ritz.of(self.basis.all, self.images.all, self.small, self.k)
+        close, finite = (ritz.relative <= self.tol).all(1).cpu(), torch.isfinite(ritz.values[:, 0]).cpu()
+        if self.basis.count == self.size:  # nothing is outside
+            return ~nothing & finite
+        # Continue with the first pair that has not converged; for k = 1 this is Lanczos.
+        following = ritz.residual[self.rows, (ritz.relative > self.tol).to(torch.int64).argmax(1)]
+        waiting = self._follow(following, close | (self.counts == 0), product)
+        close &= ~waiting
+        return close & finite if self.chain is None else self._sure(close & finite)
+
+    def _follow(self, otherwise: torch.Tensor, probing: torch.Tensor, product: int) -> torch.Tensor:
+        """Orthonormalise what follows so many products: the plan's vectors, else the probe's next, or these ones (R, P).
+
+        Args:
+            otherwise: (R, P).
+            probing: Which operators go on with the probe, once their plan is through (R,).
+            product: How many products there were.
+
+        Returns:
+            Which operators still have vectors of their plan before them (R,): without all of them in the basis none is done.
+        """
+        waiting, following = self.counts > product, otherwise
+        if self.chain is not None:
+            begins = ~waiting & ~self.chain.begun
+            probing = probing & ~waiting & ~begins
+            following = following.clone()
+            for i in probing.nonzero().flatten().tolist():
+                following[i] = self.images.all[i, int(self.chain.last[i]), : self.size]
+            for i in begins.nonzero().flatten().tolist():
+                following[i] = self.chain.beginning(i, self.basis.all[i], self.images.all[i, :, : self.size], self.small[i])
+        if product < self.start.shape[1]:
+            following = torch.where(waiting.to(following.device)[:, None], self.start[:, product], following)
+        self.following, norm = _orthonormal(self.basis.all, following)
+        if self.chain is not None:
+            self.chain.plan(begins, probing, norm)
+            waiting = waiting | begins
+        return waiting
+
+    def _sure(self, close: torch.Tensor) -> torch.Tensor:
+        """Say for which of these operators, whose residuals are small, the probe finds that λ₁ is the largest eigenvalue (R,)."""
+        assert self.chain is not None
+        assert self.ritz is not None
+        if not bool(close.any()):
+            return close
+        sure = close & (self.chain.misses(self.ritz.small, self.ritz.exact) <= self.chain.probe.miss)
+        for i in sure.nonzero().flatten().tolist():
+            where = (self.basis.all[i], self.images.all[i, :, : self.size], self.ritz.small[i], self.ritz.exact[i])
+            hiding = suspect(*where, self.chain.members[i], self.following[i])
+            if hiding is not None:
+                vector, _ = _orthonormal(self.basis.all[i : i + 1], hiding.unsqueeze(0))
+                self.following[i] = vector[0]
+                self.chain.interrupt(i)
+                sure[i] = False
+        return sure
+
+    def restart_if_full(self) -> None:
+        """Go on with the best Ritz vectors alone where the basis has its full size, and with what is left of the probe."""
+        if self.basis.count < self.max_basis:
+            return
+        assert self.ritz is not None
+        keep = min(max(2 * self.k, self.max_basis // 2), self.max_basis - 1)
+        if self.chain is not None:
+            last = [self.images.all[i, int(j), : self.size] for i, j in enumerate(self.chain.last)]
+            self.following, norm = _orthonormal(self.basis.all, torch.stack(last))
+            self.chain.restart(norm, self.ritz.small, self.ritz.exact, keep)
+        rotation = self.ritz.rotation[:, :keep]
+        self.basis, self.images = (_Rows(rotation @ rows.all, self.max_basis) for rows in (self.basis, self.images))
+        self.small = torch.diag_embed(self.ritz.values[:, :keep])
+
+    def pairs(self, i: int, nearby: int, products: int, *, converged: bool) -> Eigenpairs:
+        """Return what operator i has come to after so many products, as a stack of one."""
+        assert self.ritz is not None
+        of, ritz, basis = slice(i, i + 1), self.ritz, self.basis.all
+        close = int((ritz.values[i, self.k : self.k + nearby] >= CLOSE * ritz.values[i, 0]).sum())
+        starts = torch.cat([ritz.vectors[of], ritz.rotation[of, self.k : self.k + close] @ basis[of]], dim=1)
+        carried = ritz.mapped[of, :, self.size :].clone()  # a view would keep the others' vectors alive
+        if self.chain is None:
+            miss, left = 1.0, basis.new_zeros(0)
+        elif self.basis.count == self.size:
+            miss, left = 0.0, self.chain.unused(i)
+        else:
+            miss, left = self.chain.left(i, self.following[i], ritz.small, ritz.exact)
+        return Eigenpairs(
+            ritz.values[of, : self.k],
+            starts[:, : self.k],
+            ritz.relative[of],
+            torch.tensor([products], device=basis.device),
+            torch.tensor([converged], device=basis.device),
+            torch.tensor([miss], dtype=torch.float64, device=basis.device),
+            carried,
+            starts,
+            left.unsqueeze(0),
+        )
 
 
 @dataclass(frozen=True)
 class _Ritz:
     """What a basis of m vectors says of R operators: all Ritz values, and the top k pairs."""
 
-    values: torch.Tensor  # (R, m), descending
+    small: torch.Tensor  # (R, m, m), the operators on their bases, float64 on the CPU; zero where one is not finite
+    exact: torch.Tensor  # (R, m), Ritz values, descending, the same way
+    values: torch.Tensor  # (R, m), Ritz values
     rotation: torch.Tensor  # (R, m, m), whose rows make the Ritz vectors
     vectors: torch.Tensor  # (R, k, P)
     mapped: torch.Tensor  # (R, k, P + c), their images and what comes along with them
@@ -162,20 +294,17 @@ class _Ritz:
     @staticmethod
     def of(basis: torch.Tensor, images: torch.Tensor, small: torch.Tensor, k: int) -> _Ritz:
         """Solve the small problem and go back to the large vectors."""
-        values, rotation = _rayleigh_ritz(small)
+        # On the CPU: a GPU takes longer for a matrix as small as this than the way there and back.
+        small = small.cpu().double()
+        broken = ~torch.isfinite(small).all(2).all(1)
+        small = torch.where(broken[:, None, None], 0.0, small)
+        exact, rotation = torch.linalg.eigh(small)
+        exact, rotation = exact.flip(1), rotation.flip(2).transpose(1, 2).to(basis)
+        values = exact.masked_fill(broken[:, None], torch.nan).to(basis)
         vectors, mapped = rotation[:, :k] @ basis, rotation[:, :k] @ images
         residual = mapped[:, :, : basis.shape[2]] - values[:, :k, None] * vectors
         scale = values[:, :1].abs().clamp_min(torch.finfo(basis.dtype).tiny)
-        return _Ritz(values, rotation, vectors, mapped, residual, residual.norm(dim=2) / scale)
-
-    def pairs(self, i: int, basis: torch.Tensor, nearby: int, products: int, converged: torch.Tensor) -> Eigenpairs:
-        """Return the pairs of operator i after so many products, as a stack of one, and where to solve for a nearby one from."""
-        of, (_, k, size) = slice(i, i + 1), self.vectors.shape
-        close = int((self.values[i, k : k + nearby] >= CLOSE * self.values[i, 0]).sum())
-        starts = torch.cat([self.vectors[of], self.rotation[of, k : k + close] @ basis[of]], dim=1)
-        count = torch.tensor([products], device=basis.device)
-        carried = self.mapped[of, :, size:].clone()  # a view would keep the others' vectors alive
-        return Eigenpairs(self.values[of, :k], starts[:, :k], self.relative[of], count, converged[of], carried, starts)
+        return _Ritz(small, exact, values, rotation, vectors, mapped, residual, residual.norm(dim=2) / scale)
 
 
 class _Rows:
@@ -198,28 +327,23 @@ class _Rows:
         self.count += 1
 
 
-def _rayleigh_ritz(small: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return Ritz values, descending (R, m), and the rotation whose rows make the Ritz vectors (R, m, m)."""
-    broken = ~torch.isfinite(small).all(2, keepdim=True).all(1, keepdim=True)
-    small = torch.where(broken, 0.0, small)
-    # On the CPU: a GPU takes longer for a matrix as small as this than the way there and back.
-    values, vectors = torch.linalg.eigh(small.cpu())
-    values, vectors = values.to(small.device).masked_fill(broken[:, :, 0], torch.nan), vectors.to(small.device)
-    return values.flip(1), vectors.flip(2).transpose(1, 2)
+def _orthonormal(basis: torch.Tensor, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make vectors (R, P) orthonormal to a basis (R, m, P); where nothing is left, continue with a random vector.
 
-
-def _orthonormal(basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Make vectors (R, P) orthonormal to a basis (R, m, P); where nothing is left, continue with a random vector."""
-    before = vector.norm(dim=1, keepdim=True)
+    Returns:
+        The vectors (R, P), and the norm of what was left (R,).
+    """
+    before = vector.norm(dim=1)
     vector = _project_out(basis, vector)
-    after = vector.norm(dim=1, keepdim=True)
-    lost = after <= 10 * torch.finfo(vector.dtype).eps * before
+    after = vector.norm(dim=1)
+    least = torch.finfo(vector.dtype).eps * before
+    lost = after <= 10 * least
     if bool(lost.any()):
         # A function of the size of the basis alone, the same for every operator: nothing depends on the stack.
         generator = torch.Generator(vector.device).manual_seed(basis.shape[1])
         noise = torch.randn(vector.shape[1:], dtype=vector.dtype, device=vector.device, generator=generator)
-        vector = torch.where(lost, _project_out(basis, noise.expand_as(vector)), vector)
-    return vector / vector.norm(dim=1, keepdim=True)
+        vector = torch.where(lost[:, None], _project_out(basis, noise.expand_as(vector)), vector)
+    return vector / vector.norm(dim=1, keepdim=True), torch.maximum(after, least)
 
 
 def _project_out(basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

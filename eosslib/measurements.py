@@ -16,6 +16,7 @@ from eosslib.curvature import GRAPH_FACTOR, Hessian, chunks, curvature_along_gra
 from eosslib.devices import DEFAULT_MEMORY, drawn_memory
 from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
+from eosslib.probing import Probe
 from eosslib.sampling import independent_batches
 from eosslib.streams import generator
 from eosslib.theory import check_batches, finite_population
@@ -59,23 +60,26 @@ def sharpness(
     tol: float = 1e-3,
     max_products: int = 300,
     nearby: int = 0,
+    probe: Probe | None = None,
     memory: int = DEFAULT_MEMORY,
 ) -> Eigenpairs:
     """Top-k eigenpairs of the full-batch Hessian ∇²L over all n examples (EoSS definition 3.2: FullBS is the first value).
 
     Costs up to one gradient for the passes and 1 to 2 gradients a product; 1 to 10 products when warm-started,
-    and a dozen (20 without ``nearby``) where several eigenvalues lie close together.
+    and a dozen (20 without ``nearby``) where several eigenvalues lie close together. A probe takes two or three more, from nothing
+    half as many again.
 
     Args:
         objective: Network and loss.
         theta: Parameters (R, P).
         x: Inputs (1, n, *shape), all of the training set.
         y: Targets (1, n, K).
-        start: Start vectors (R, s, P): the last measurement's ``starts``, or random ones.
+        start: Start vectors (R, s, P): the last measurement's ``starts``, or random ones; none where there is a probe.
         k: Number of eigenpairs.
         tol: Relative residual ‖Hu − λu‖/λ₁ to reach.
         max_products: Give up after so many Hessian products.
         nearby: How many more Ritz vectors to return for the next start, as ``eigen.top_eigenpairs`` does.
+        probe: Random vectors that look for an eigenvalue above those found, as ``eigen.top_eigenpairs`` has them.
         memory: Bytes the retained gradient graphs may hold.
 
     Returns:
@@ -89,7 +93,9 @@ def sharpness(
     for rows in solved_together(theta):
         # Copies, because the last bits of a matrix product may depend on where in memory its operands begin.
         operator = Hessian(objective, theta[rows].clone(), x, y, memory)
-        parts.append(top_eigenpairs(operator, start[rows].clone(), k=k, tol=tol, max_products=max_products, nearby=nearby))
+        looking = None if probe is None else probe.of(rows)
+        options = {"k": k, "max_products": max_products, "nearby": nearby}
+        parts.append(top_eigenpairs(operator, start[rows].clone(), tol=tol, probe=looking, **options))
     return Eigenpairs.cat(parts)
 
 
@@ -101,8 +107,8 @@ def preconditioned_sharpness(
     Args:
         hessian: H of a stack.
         scale: P^-½ as vectors (R, P).
-        u: Top eigenvectors of H (R, P); the solve starts from P^½u and from ``random``.
-        random: Random vectors (R, 1, P), which have a part of every eigenvector.
+        u: Top eigenvectors of H (R, P); the solve starts from P^½u.
+        random: Standard normal vectors (R, P) to look for larger eigenvalues with.
         tol: Relative residual to reach.
 
     Returns:
@@ -111,8 +117,7 @@ def preconditioned_sharpness(
     Raises:
         ValueError: As ``eigen.top_eigenpairs``: a start vector is zero or not finite.
     """
-    start = torch.cat([(u / scale).unsqueeze(1), random], dim=1)
-    return top_eigenpairs(lambda v: scale * hessian(scale * v), start, tol=tol)
+    return top_eigenpairs(lambda v: scale * hessian(scale * v), (u / scale).unsqueeze(1), tol=tol, probe=Probe(random))
 
 
 def solved_together(theta: torch.Tensor) -> list[slice]:

@@ -17,6 +17,7 @@ from eosslib.datasets import Dataset
 from eosslib.devices import drawn_memory
 from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.flat import Objective
+from eosslib.probing import Probe
 from eosslib.streams import generator
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class Moment:
     step: int
     seeds: Sequence[int]
     theta: torch.Tensor  # (R, P)
-    vectors: torch.Tensor  # (R, s, P) where the eigen-solve starts, from the last measurement
+    vectors: torch.Tensor  # (R, s, P) where the eigen-solve starts, from the last measurement; none at the first
+    probe: torch.Tensor  # (R, P) what the last measurement left of its probe; at the first a random vector
     hessian: Hessian  # at theta
     scale: torch.Tensor | None = None  # (R, P), P^-½ of Adam
 
@@ -44,8 +46,8 @@ class Moment:
         return [(name, seed, self.step) for seed in self.seeds]
 
     def random(self, name: str) -> torch.Tensor:
-        """Draw a vector for each member (R, 1, P), on the CPU, the same on every device."""
-        drawn = [torch.randn(1, self.hessian.size, generator=generator(*key), dtype=self.theta.dtype) for key in self.keys(name)]
+        """Draw a vector for each member (R, P), on the CPU, the same on every device."""
+        drawn = [torch.randn(self.hessian.size, generator=generator(*key), dtype=self.theta.dtype) for key in self.keys(name)]
         return torch.stack(drawn).to(self.theta.device)
 
 
@@ -88,6 +90,7 @@ class Observer:
             "sharpness": pairs.values[:, 0],
             "sharpness_residual": pairs.residuals[:, : config.eig_k].amax(1),
             "sharpness_products": pairs.products,
+            "sharpness_miss": pairs.miss,
             "noise_variance": variance,
             **check,
         }
@@ -109,21 +112,25 @@ class Observer:
     def _sharpness(self, moment: Moment) -> tuple[Eigenpairs, Columns]:
         """Solve for the top eigenpairs, from what the last solve found; where samples are due, from a random vector as well.
 
-        A solve that starts from old vectors could stay with them after another eigenvalue has overtaken theirs. So the
-        larger of the two is taken, and the second is recorded: it says how far the first was off.
+        Both look for an eigenvalue above the one they find, and know how likely they have missed one. The larger of the two is
+        taken, and the second is recorded: it says how far the first was off.
         """
-        step, tol, check = moment.step, self.config.eig_tol, dict[str, torch.Tensor]()
+        tol, check = self.config.eig_tol, dict[str, torch.Tensor]()
         operator = moment.hessian.with_slopes  # the slopes of the eigenvectors give σ_u² without another pass
-        pairs = top_eigenpairs(operator, moment.vectors, k=self.tracked, tol=tol, nearby=NEARBY)
+        options: dict[str, Any] = {"k": self.tracked, "tol": tol, "nearby": NEARBY}
+        first = not moment.vectors.shape[1]
+        probe = Probe(moment.probe) if first else Probe.carried(moment.probe, moment.random("probe"))
+        pairs = top_eigenpairs(operator, moment.vectors, probe=probe, **options)
         if self._samples_due(moment):
-            second = top_eigenpairs(operator, moment.random("eigen check"), k=self.tracked, tol=tol, nearby=NEARBY)
+            second = top_eigenpairs(operator, moment.vectors[:, :0], probe=Probe(moment.random("eigen check")), **options)
             missed = second.values[:, 0] > pairs.values[:, 0] * (1 + tol)
             if bool(missed.any()):
                 by = float((second.values[:, 0] / pairs.values[:, 0] - 1).amax())
-                log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue, by %.1e of it", step, by)
+                log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue, by %.1e of it", moment.step, by)
             pairs, check = Eigenpairs.where(missed, second, pairs), {"sharpness_check": second.values[:, 0]}
         if not bool(pairs.converged.all()):
-            log.warning("step %d: eigen-residual %.1e above %.1e", step, pairs.residuals.max(), tol)
+            worst = (float(pairs.residuals.max()), float(pairs.miss.max()))
+            log.warning("step %d: λ_max not certain: eigen-residual %.1e, probability of a miss %.1e", moment.step, *worst)
         return pairs, check
 
     def _sampled(self, moment: Moment, pairs: Eigenpairs) -> Columns:
@@ -173,7 +180,8 @@ class Observer:
             rows,
             self.x,
             self.y,
-            torch.cat([u.unsqueeze(1), moment.random("window")], dim=1),
+            u.unsqueeze(1),
+            moment.random("window"),
             batch_size=config.batch_size,
             k=config.window_k,
             newton_steps=config.newton_steps,

@@ -8,6 +8,7 @@ afterwards everything is as it was before.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -25,11 +26,15 @@ from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
 from eosslib.errors import ConfigError
 from eosslib.examples import Data, Examples, FetchingNetwork, LossFunction, loss_of
 from eosslib.flat import Objective
+from eosslib.probing import Probe
 from eosslib.streams import generator
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+
+log = logging.getLogger(__name__)
 
 
 class SharpnessTracker:
@@ -106,7 +111,7 @@ class SharpnessTracker:
         with self._undisturbed(), torch.no_grad():
             self.examples.check()
             self._check_loss(loss)
-        self._vectors: torch.Tensor | None = None
+        self._last: Eigenpairs | None = None  # what the last measurement found, where the next one starts
         self._size, self._window = window, None if not window else windows.Window(self._theta(), window)
         self._rows: list[dict[str, float]] = []
         self._display: Any = None
@@ -118,7 +123,8 @@ class SharpnessTracker:
             step: What to call this moment in the table.
 
         Returns:
-            ``step``, ``loss``, ``threshold``, ``sharpness`` with ``sharpness_residual``; with Adam, from its first step on,
+            ``step``, ``loss``, ``threshold``, ``sharpness`` with ``sharpness_residual`` and ``sharpness_miss``, the probability
+            that a larger eigenvalue was overlooked (``probing``); with Adam, from its first step on,
             ``preconditioned_sharpness`` (that one is to be held against the threshold); ``noise_variance`` σ_u²;
             ``batch_sharpness``, ``minibatch_sharpness`` and ``minibs_gap`` with their standard errors ``_se``; where a window is
             full ``alpha``, ``beta``, ``displacement`` E[x²] and, with plain or heavy-ball SGD, ``predicted_gap``. With batch
@@ -132,9 +138,7 @@ class SharpnessTracker:
             theta = self._theta()
             edge = optimizers.edge(self.optimizer, self.parameters)
             hessian = Hessian(objective, theta, self._indices, self._indices, self.memory)
-            start = self._random(step) if self._vectors is None else self._vectors
-            pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol, nearby=NEARBY)
-            self._vectors = pairs.starts
+            pairs = self._sharpness(hessian, step)
             u = pairs.vectors[:, 0]
             row = {
                 "step": float(step),
@@ -142,6 +146,7 @@ class SharpnessTracker:
                 "threshold": edge.threshold,
                 "sharpness": float(pairs.values[0, 0]),
                 "sharpness_residual": float(pairs.residuals[0, 0]),
+                "sharpness_miss": float(pairs.miss),
             }
             if edge.scale is not None:
                 row |= self._preconditioned(hessian, edge.scale, u)
@@ -206,8 +211,20 @@ class SharpnessTracker:
 
     def _random(self, step: int) -> torch.Tensor:
         theta = self._theta()
-        drawn = torch.randn(1, 1, theta.shape[1], generator=generator("tracker", self.seed, step), dtype=theta.dtype)
+        drawn = torch.randn(1, theta.shape[1], generator=generator("tracker", self.seed, step), dtype=theta.dtype)
         return drawn.to(theta.device)
+
+    def _sharpness(self, hessian: Hessian, step: int) -> Eigenpairs:
+        """Solve for the top eigenpair from what the last measurement found, and look for a larger eigenvalue."""
+        random = self._random(step)
+        start, probe = random.new_zeros(1, 0, hessian.size), Probe(random)
+        if self._last is not None:
+            start, probe = self._last.starts, Probe.carried(self._last.probe, random)
+        self._last = pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol, nearby=NEARBY, probe=probe)
+        if not bool(pairs.converged):
+            worst = (float(pairs.residuals), float(pairs.miss))
+            log.warning("step %d: λ_max not certain: eigen-residual %.1e, probability of a miss %.1e", step, *worst)
+        return pairs
 
     def _objective(self) -> Objective:
         """Return the objective in the mode that the model is in now."""
@@ -311,11 +328,11 @@ class SharpnessTracker:
     def _windowed(self, objective: Objective, edge: optimizers.Edge, step: int) -> dict[str, float]:
         if self._window is None or self._window.count < self._size or objective.network.couples_examples:
             return {}
-        assert self._vectors is not None
-        start = torch.cat([self._vectors[:, :1], self._random(step)], dim=1)
+        assert self._last is not None
+        start = self._last.vectors
         options: dict[str, Any] = {"batch_size": self.batch_size, "sampling": self.examples.sampling, "decay": edge.decay}
         options |= {"tol": self.tol, "memory": self.memory}
-        found = windows.measure(objective, self._window, [0], self._indices, self._indices, start, **options)
+        found = windows.measure(objective, self._window, [0], self._indices, self._indices, start, self._random(step), **options)
         alpha, beta, noise = float(found.alpha), float(found.beta), float(found.noise[0, 0])
         row = {"alpha": alpha, "beta": beta, "displacement": float(found.displacement[0, 0])}
         if edge.momentum is None:

@@ -46,6 +46,7 @@ class State:
     theta: torch.Tensor  # (R, P)
     kept: torch.Tensor  # (R, K, P) what the optimizer keeps
     vectors: torch.Tensor  # (R, s, P) top eigenvectors of the last measurement, then those that may overtake them, then zeros
+    probe: torch.Tensor  # (R, P) random vectors in which an overlooked eigenvalue would show, as the last measurement left them
     rows: dict[int, list[Row]]  # by seed
     diverged_at: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -59,6 +60,7 @@ class State:
             self.theta.clone(),
             self.kept.clone(),
             self.vectors,
+            self.probe,
             rows,
             dict(self.diverged_at),
             self.seconds,
@@ -68,7 +70,7 @@ class State:
         """Take the runs that are no longer alive out of the stack."""
         index = [i for i, a in enumerate(alive) if a]
         self.seeds = [self.seeds[i] for i in index]
-        self.theta, self.kept, self.vectors = self.theta[index], self.kept[index], self.vectors[index]
+        self.theta, self.kept, self.vectors, self.probe = (t[index] for t in (self.theta, self.kept, self.vectors, self.probe))
 
 
 class Trainer:
@@ -115,11 +117,11 @@ class Trainer:
         self.objective = Objective.of(networks[0], losses.by_name(config.loss))
         vectors = [torch.nn.utils.parameters_to_vector(n.parameters()).detach() for n in networks]
         theta = torch.stack(vectors).to(device=self.device, dtype=dtype)
-        # The start of the first eigen-solve; later ones are warm-started. Drawn on the CPU, the same on every device.
-        starts = [torch.randn(1, theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
-        start = torch.stack(starts).to(self.device)
+        # The probe of the first eigen-solve, which starts from nothing else. Drawn on the CPU, the same on every device.
+        drawn = [torch.randn(theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
+        probe, nothing = torch.stack(drawn).to(self.device), theta.new_zeros(len(configs), 0, theta.shape[1])
         kept = theta.new_zeros(len(configs), updates.buffers(config), theta.shape[1])
-        self.state = State(-1, [c.seed for c in configs], theta, kept, start, {c.seed: [] for c in configs})
+        self.state = State(-1, [c.seed for c in configs], theta, kept, nothing, probe, {c.seed: [] for c in configs})
         tracked, used = config.eig_k, dynamics.directions(config.noise, config.noise_directions)
         if used:
             tracked = max(tracked, min(max(TRACKED, used), theta.shape[1]))
@@ -233,7 +235,7 @@ class Trainer:
         """Append a row to every run's trajectory, and take diverged runs out of the stack."""
         state = self.state
         window = self._window if state.step % max(self.config.window_every, 1) == 0 else None
-        alive, starts = [False] * len(state.seeds), list[torch.Tensor]()
+        alive, starts, probes = [False] * len(state.seeds), list[torch.Tensor](), list[torch.Tensor]()
         for rows in measurements.solved_together(state.theta):
             block = list(range(len(state.seeds)))[rows]
             # One pass over the data serves loss, accuracy, sharpness and noise variance.
@@ -249,11 +251,12 @@ class Trainer:
                     state.rows[state.seeds[i]][-1] |= {key: column[place] for key, column in values.items()}
                     alive[i] = math.isfinite(values["sharpness"][place])
                 starts += pairs.starts[[alive[i] for i in healthy]]
+                probes += pairs.probe[[alive[i] for i in healthy]]
         if window is not None:
             self._window = None
         self._drop(alive)
         if state.seeds:
-            state.vectors = padded(starts)
+            state.vectors, state.probe = padded(starts), torch.stack(probes)
 
     def _moment(self, members: list[int]) -> Moment:
         state = self.state
@@ -262,7 +265,8 @@ class Trainer:
         if config.optimizer == "adam" and state.step:
             scale = updates.adam_scale(state.kept[members, 1], state.step, config.momentum, config.beta2)
         seeds = [state.seeds[i] for i in members]
-        return Moment(state.step, seeds, state.theta[members], state.vectors[members], hessian, scale)
+        where = (state.theta[members], state.vectors[members], state.probe[members])
+        return Moment(state.step, seeds, *where, hessian, scale)
 
     def _healthy(self, seed: int) -> bool:
         rows = self.state.rows[seed]

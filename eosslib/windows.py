@@ -17,6 +17,7 @@ from eosslib.devices import DEFAULT_MEMORY
 from eosslib.eigen import Eigenpairs, top_eigenpairs, without
 from eosslib.flat import Objective
 from eosslib.measurements import variance_of_batch_means
+from eosslib.probing import Probe
 
 SAMPLES = 64  # iterates of a window that are kept; E[x²] is their mean
 NOISE_SAMPLES = 2  # iterates of a window at which the noise variance is taken
@@ -89,6 +90,7 @@ def measure(
     x: torch.Tensor,
     y: torch.Tensor,
     start: torch.Tensor,
+    random: torch.Tensor,
     *,
     batch_size: int,
     k: int = 1,
@@ -113,7 +115,8 @@ def measure(
         rows: Which networks of the window's stack.
         x: Inputs (1, n, *shape).
         y: Targets (1, n, K).
-        start: Start vectors of the eigen-solver (R, s, P): top eigenvectors of a point nearby, and a random vector for the rest.
+        start: Start vectors of the eigen-solver (R, s, P): top eigenvectors of a point nearby.
+        random: Standard normal vectors (R, P) to look for larger eigenvalues with.
         batch_size: b, for the noise variance.
         k: Number of directions.
         newton_steps: How often the remainder along u₁ … u_k is removed.
@@ -128,12 +131,12 @@ def measure(
     if not window.count:
         raise ValueError("there is no iterate in the window")
     theta = window.mean(rows)
-    slopes = []
+    slopes, probe = [], Probe(random)
     for newton in range(newton_steps + 1):
         hessian = Hessian(objective, theta, x, y, memory)
         gradient = hessian.gradient() + decay * theta if decay else hessian.gradient()
-        pairs = top_eigenpairs(hessian, start, k=k, tol=tol)
-        start = pairs.vectors
+        pairs = top_eigenpairs(hessian, start, k=k, tol=tol, probe=probe)
+        start, probe = pairs.vectors, Probe.carried(pairs.probe, random)
         left = (start @ gradient.unsqueeze(2)).squeeze(2) / (pairs.values + decay)  # (R, k)
         slopes.append(left[:, 0].abs())
         if newton < newton_steps:

@@ -55,7 +55,7 @@ def test_eigenpairs_that_cannot_be_solved_for_are_refused() -> None:
         measurements.sharpness(p.objective, p.theta, p.x, p.y, randn(1, 1, size), k=size + 1)
     hessian, one = Hessian(p.objective, p.theta, p.x, p.y), torch.ones(1, size, dtype=torch.float64)
     with pytest.raises(ValueError, match="start vectors must be finite"):
-        measurements.preconditioned_sharpness(hessian, one, torch.nan * one, one.unsqueeze(1))
+        measurements.preconditioned_sharpness(hessian, one, torch.nan * one, one)
 
 
 # --- noise variance ----------------------------------------------------------------------------------------------------------

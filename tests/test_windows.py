@@ -45,8 +45,9 @@ def filled(p: Problem, steps: int = 40, size: float = 1e-3) -> tuple[windows.Win
 def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss: str) -> None:
     p, k, b = tiny_problem(model, loss), 3, 2
     window, iterates = filled(p)
-    start = randn(2, 1, p.theta.shape[1], seed=3)
-    found = windows.measure(p.objective, window, [0, 1], p.x, p.y, start, batch_size=b, k=k, newton_steps=1, tol=1e-12)
+    start = randn(2, 2, p.theta.shape[1], seed=3)
+    parts = (p.objective, window, [0, 1], p.x, p.y, start[:, :1], start[:, 1])
+    found = windows.measure(*parts, batch_size=b, k=k, newton_steps=1, tol=1e-12)
     for row in range(2):
         mean = iterates[:, row].mean(0)
         for newton in range(2):
@@ -80,7 +81,7 @@ def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss
 def test_noise_is_that_of_the_raw_iterates_along_each_direction() -> None:
     p, b = tiny_problem(stack=1), 2
     window, iterates = filled(p)
-    parts = (p.objective, window, [0], p.x, p.y, randn(1, 1, p.theta.shape[1]))
+    parts = (p.objective, window, [0], p.x, p.y, randn(1, 1, p.theta.shape[1]), randn(1, p.theta.shape[1], seed=1))
     found = windows.measure(*parts, batch_size=b, k=2, newton_steps=0, tol=1e-12)
     _, vectors, _ = p.spectrum(iterates[:, 0].mean(0))
     ends = [iterates[i, 0] for i in (0, len(iterates) - 1)]
