@@ -20,6 +20,8 @@ from eosslib.probing import Chain, Probe, suspect
 CLOSE = 0.8  # fraction of λ₁ from which on a Ritz vector is kept for the next solve
 NEARBY = 15  # how many are, at most; of K classes about K − 1 eigenvalues come to the edge together
 
+ROUNDING = 8  # times the precision of the numbers, and ‖A‖: no residual gets below that
+
 Operator = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -88,7 +90,8 @@ def top_eigenpairs(
         start: Start vectors (R, s, P): random, or the ``starts`` of a nearby operator. An operator that has fewer of them
             than others of the stack has zeros in the last places, as ``padded`` puts them. With a probe none are needed.
         k: Number of eigenpairs.
-        tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁|, and the probe says that λ₁ is the largest.
+        tol: Stop when all k residuals ‖A u − λ u‖ are below ``tol`` times |λ₁| (or rounding alone), and the probe says that λ₁ is
+            the largest.
         max_products: Give up after so many products (``converged`` is then False).
         max_basis: Restart from the best Ritz vectors when the basis has so many vectors (more, if a solve starts from more).
         nearby: How many further Ritz vectors to return in ``starts``, at most; ``CLOSE`` says which. Where eigenvalues lie close
@@ -184,11 +187,12 @@ class _Solve:
             self._follow(image, self.counts == 0, product)
             return nothing
         self.ritz = ritz = _Ritz.of(self.basis.all, self.images.all, self.small, self.k)
-        close, finite = (ritz.relative <= self.tol).all(1).cpu(), torch.isfinite(ritz.values[:, 0]).cpu()
+        converged, finite = ritz.converged(self.tol), torch.isfinite(ritz.values[:, 0]).cpu()
+        close = converged.all(1).cpu()
         if self.basis.count == self.size:  # nothing is outside
             return ~nothing & finite
         # Continue with the first pair that has not converged; for k = 1 this is Lanczos.
-        following = ritz.residual[self.rows, (ritz.relative > self.tol).to(torch.int64).argmax(1)]
+        following = ritz.residual[self.rows, (~converged).to(torch.int64).argmax(1)]
         waiting = self._follow(following, close | (self.counts == 0), product)
         close &= ~waiting
         return close & finite if self.chain is None else self._sure(close & finite)
@@ -256,7 +260,10 @@ class _Solve:
         """Return what operator i has come to after so many products, as a stack of one."""
         assert self.ritz is not None
         of, ritz, basis = slice(i, i + 1), self.ritz, self.basis.all
-        close = int((ritz.values[i, self.k : self.k + nearby] >= CLOSE * ritz.values[i, 0]).sum())
+        below = ritz.values[i, self.k : self.k + nearby]
+        close = int((below >= CLOSE * ritz.values[i, 0]).sum())
+        if self.chain is not None:  # the next one in any case: what is left of the probe does not know it any more
+            close = max(close, min(1, len(below)))
         starts = torch.cat([ritz.vectors[of], ritz.rotation[of, self.k : self.k + close] @ basis[of]], dim=1)
         carried = ritz.mapped[of, :, self.size :].clone()  # a view would keep the others' vectors alive
         if self.chain is None:
@@ -306,6 +313,12 @@ class _Ritz:
         scale = values[:, :1].abs().clamp_min(torch.finfo(basis.dtype).tiny)
         return _Ritz(small, exact, values, rotation, vectors, mapped, residual, residual.norm(dim=2) / scale)
 
+    def converged(self, tol: float) -> torch.Tensor:
+        """Say which pairs have a residual below the tolerance, or one that is rounding alone (R, k)."""
+        size = torch.maximum(self.values[:, :1].abs(), self.values[:, -1:].abs())
+        rounding = ROUNDING * torch.finfo(self.residual.dtype).eps * size
+        return (self.relative <= tol) | (self.residual.norm(dim=2) <= rounding)
+
 
 class _Rows:
     """Vectors (R, m, P), m of which grows: appending one copies the others only when the memory is doubled."""
@@ -347,7 +360,8 @@ def _orthonormal(basis: torch.Tensor, vector: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _project_out(basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    # Twice is enough (Giraud, Langou, Rozložník 2005): once loses orthogonality to rounding.
+    # Twice is enough (Giraud, Langou, Rozložník 2005): once loses orthogonality to rounding. A second time only where the norm
+    # falls to a tenth (Rutishauser 1967) is not enough: what is lost multiplies from vector to vector, and eigenvalues explode.
     for _ in range(2):
         vector = without(basis, vector)
     return vector
