@@ -58,7 +58,7 @@ def hessian(model: nn.Module, loss: nn.Module, inputs: tuple[torch.Tensor, ...],
         params = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
         return loss(torch.func.functional_call(model, params, inputs), targets)
 
-    dense = torch.func.hessian(value)(flat)
+    dense = torch.func.jacrev(torch.func.jacrev(value))(flat)
     return ((dense + dense.T) / 2).float()
 
 
