@@ -24,13 +24,16 @@ PAGE = Path(__file__).with_name("EIGEN.md")
 
 def row(kind: str, count: int) -> tuple[str, int, int]:
     """Solve so many problems with and without a probe: the table's row, the number of solves, and of misses."""
-    cells, solves, missed = [f"{kind}"], 0, 0
-    for probing in (False, True):
-        found = [pair for seed in range(count) for pair in KINDS[kind](seed).errors(seed, probing=probing)]
+    before, now, cells = list[tuple[float, int]](), list[tuple[float, int]](), list[str]()
+    for seed in range(count):
+        sequence = KINDS[kind](seed)
+        before += sequence.errors(seed, probing=False)
+        now += sequence.errors(seed)
+    for found in (before, now):
         errors, products = (np.array(column) for column in zip(*found, strict=True))
-        solves, missed = len(errors), int((np.abs(errors) > 1e-3).sum())
+        missed = int((np.abs(errors) > 1e-3).sum())
         cells += [str(missed), f"{np.abs(errors).max():.1e}", f"{products.mean():.1f}"]
-    return f"| {cells[0]} | {solves} | " + " | ".join(cells[1:]) + " |", solves, missed
+    return f"| {kind} | {len(now)} | {' | '.join(cells)} |", len(now), missed
 
 
 def main() -> int:

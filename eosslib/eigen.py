@@ -9,6 +9,7 @@ found; that it is the largest is ``probing``'s to say.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -16,6 +17,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from eosslib.probing import Chain, Probe, suspect
+
+log = logging.getLogger(__name__)
 
 CLOSE = 0.8  # fraction of λ₁ from which on a Ritz vector is kept for the next solve
 NEARBY = 15  # how many are, at most; of K classes about K − 1 eigenvalues come to the edge together
@@ -56,6 +59,17 @@ class Eigenpairs:
     def of(self, i: int) -> Eigenpairs:
         """Return the pairs of operator i, as a stack of one."""
         return Eigenpairs(*(getattr(self, f.name)[i : i + 1] for f in fields(Eigenpairs)))
+
+
+def warn_if_uncertain(pairs: Eigenpairs, what: str) -> Eigenpairs:
+    """Log a warning where a solve was given up, and return the pairs; values that are not finite speak for themselves."""
+    bad = ~pairs.converged & torch.isfinite(pairs.values).all(1)
+    if bool(bad.any()):
+        text = f"{int(bad.sum())} of {len(bad)} eigen-solves given up: residual up to {float(pairs.residuals[bad].max()):.1e}"
+        if pairs.probe.shape[1]:
+            text += f", probability of a miss up to {float(pairs.miss[bad].max()):.1e}"
+        log.warning("%s: %s", what, text)
+    return pairs
 
 
 def padded(starts: list[torch.Tensor]) -> torch.Tensor:

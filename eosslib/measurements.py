@@ -14,7 +14,7 @@ import torch
 
 from eosslib.curvature import GRAPH_FACTOR, Hessian, chunks, curvature_along_gradient
 from eosslib.devices import DEFAULT_MEMORY, drawn_memory
-from eosslib.eigen import Eigenpairs, top_eigenpairs
+from eosslib.eigen import Eigenpairs, top_eigenpairs, warn_if_uncertain
 from eosslib.flat import Objective
 from eosslib.probing import Probe
 from eosslib.sampling import independent_batches
@@ -96,7 +96,7 @@ def sharpness(
         looking = None if probe is None else probe.of(rows)
         options = {"k": k, "max_products": max_products, "nearby": nearby}
         parts.append(top_eigenpairs(operator, start[rows].clone(), tol=tol, probe=looking, **options))
-    return Eigenpairs.cat(parts)
+    return warn_if_uncertain(Eigenpairs.cat(parts), "sharpness")
 
 
 def preconditioned_sharpness(
@@ -117,7 +117,8 @@ def preconditioned_sharpness(
     Raises:
         ValueError: As ``eigen.top_eigenpairs``: a start vector is zero or not finite.
     """
-    return top_eigenpairs(lambda v: scale * hessian(scale * v), (u / scale).unsqueeze(1), tol=tol, probe=Probe(random))
+    pairs = top_eigenpairs(lambda v: scale * hessian(scale * v), (u / scale).unsqueeze(1), tol=tol, probe=Probe(random))
+    return warn_if_uncertain(pairs, "preconditioned sharpness")
 
 
 def solved_together(theta: torch.Tensor) -> list[slice]:
@@ -261,8 +262,10 @@ def minibatch_sharpness(
     and on every batch it moves with λ_max(H_B). So every draw counts for at least zero, and close to the full batch the
     standard error falls as fast as the gap itself, where a difference of two means would drown in sampling noise. Both are
     estimated from the same draws. Costs about 15 gradients on the examples of all draws. With a residual of ``tol`` an
-    eigenvalue is off by at most ``tol`` and typically by ``tol**2`` of itself. With batch normalisation the mean of the
-    mini-batches' Hessians is not the Hessian: the gap is then the plain difference of MiniBS to the sharpness.
+    eigenvalue is off by at most ``tol`` and typically by ``tol**2`` of itself. Now and then a draw's λ₂ is taken for its λ₁: to
+    rule that out would cost twice the products, and all of it is a fortieth of the standard error (``benchmarks/DRAWN.md``). With
+    batch normalisation the mean of the mini-batches' Hessians is not the Hessian: the gap is then the plain difference of MiniBS
+    to the sharpness.
 
     Args:
         objective: Network and loss.
@@ -295,7 +298,7 @@ def minibatch_sharpness(
         for lot in lots(x, batch_size, draws, sampling, key):
             for indices in lot.split(at_once):
                 operator = Hessian(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices], memory)
-                pairs = top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol)
+                pairs = warn_if_uncertain(top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol), "MiniBS")
                 image = operator(vector.expand(len(indices), -1))
                 top = torch.cat([top, pairs.values[:, 0].double()])
                 along = torch.cat([along, (image * vector).double().sum(1)])

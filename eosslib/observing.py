@@ -15,7 +15,7 @@ from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
 from eosslib.datasets import Dataset
 from eosslib.devices import drawn_memory
-from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
+from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs, warn_if_uncertain
 from eosslib.flat import Objective
 from eosslib.probing import Probe
 from eosslib.streams import generator
@@ -128,10 +128,7 @@ class Observer:
                 by = float((second.values[:, 0] / pairs.values[:, 0] - 1).amax())
                 log.warning("step %d: the warm-started eigen-solver had missed the top eigenvalue, by %.1e of it", moment.step, by)
             pairs, check = Eigenpairs.where(missed, second, pairs), {"sharpness_check": second.values[:, 0]}
-        if not bool(pairs.converged.all()):
-            worst = (float(pairs.residuals.max()), float(pairs.miss.max()))
-            log.warning("step %d: λ_max not certain: eigen-residual %.1e, probability of a miss %.1e", moment.step, *worst)
-        return pairs, check
+        return warn_if_uncertain(pairs, f"step {moment.step}, λ_max"), check
 
     def _sampled(self, moment: Moment, pairs: Eigenpairs) -> Columns:
         """Measure what is estimated from drawn mini-batches of the size that the next step will take."""

@@ -15,7 +15,7 @@ import torch
 
 from eosslib.curvature import Hessian
 from eosslib.devices import drawn_memory
-from eosslib.eigen import top_eigenpairs
+from eosslib.eigen import top_eigenpairs, warn_if_uncertain
 from eosslib.flat import Objective
 from eosslib.measurements import Estimate, draws_at_once, estimate_of, lots
 from eosslib.streams import generator
@@ -64,7 +64,7 @@ def measure(
         for indices in next(lots(x, batch_size, draws, sampling, key)).split(at_once):
             operator = Hessian(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices], memory)
             full, newton, kernel = (
-                top_eigenpairs(product, start.expand(len(indices), -1, -1), tol=tol)
+                warn_if_uncertain(top_eigenpairs(product, start.expand(len(indices), -1, -1), tol=tol), "overlap")
                 for product in (operator, operator.gauss_newton, operator.ntk)
             )
             gradient = torch.nn.functional.normalize(operator.gradient(), dim=1)

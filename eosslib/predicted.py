@@ -20,7 +20,7 @@ import torch
 
 from eosslib.curvature import Hessian, third_derivative
 from eosslib.devices import DEFAULT_MEMORY
-from eosslib.eigen import top_eigenpairs, without
+from eosslib.eigen import top_eigenpairs, warn_if_uncertain, without
 from eosslib.flat import Objective
 from eosslib.measurements import sharpness
 from eosslib.theory import threshold
@@ -72,7 +72,7 @@ class Constrained:
         self.objective, self.x, self.y, self.lr, self._memory = objective, x, y, lr, memory
         self.threshold = threshold(lr)
         self.hessian = Hessian(objective, theta, x, y, memory)
-        pairs = top_eigenpairs(self.hessian, u.unsqueeze(1), tol=TOL)
+        pairs = warn_if_uncertain(top_eigenpairs(self.hessian, u.unsqueeze(1), tol=TOL), "constrained trajectory")
         self.u = pairs.vectors[:, 0] * torch.sign(_dot(pairs.vectors[:, 0], u))
         gradient, curvature = self.hessian.gradient(), pairs.values
         ascent = third_derivative(objective, theta, self.u, self.u, x, y, memory)

@@ -8,7 +8,6 @@ afterwards everything is as it was before.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eosslib import measurements, optimizers, theory, windows
 from eosslib.curvature import Hessian
 from eosslib.devices import drawn_memory, float32_products, kept_memory
-from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs
+from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs, warn_if_uncertain
 from eosslib.errors import ConfigError
 from eosslib.examples import Data, Examples, FetchingNetwork, LossFunction, loss_of
 from eosslib.flat import Objective
@@ -32,9 +31,6 @@ from eosslib.streams import generator
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-
-log = logging.getLogger(__name__)
 
 
 class SharpnessTracker:
@@ -221,10 +217,7 @@ class SharpnessTracker:
         if self._last is not None:
             start, probe = self._last.starts, Probe.carried(self._last.probe, random)
         self._last = pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol, nearby=NEARBY, probe=probe)
-        if not bool(pairs.converged):
-            worst = (float(pairs.residuals), float(pairs.miss))
-            log.warning("step %d: λ_max not certain: eigen-residual %.1e, probability of a miss %.1e", step, *worst)
-        return pairs
+        return warn_if_uncertain(pairs, f"step {step}, λ_max")
 
     def _objective(self) -> Objective:
         """Return the objective in the mode that the model is in now."""

@@ -14,7 +14,7 @@ import torch
 
 from eosslib.curvature import Hessian, third_derivative
 from eosslib.devices import DEFAULT_MEMORY
-from eosslib.eigen import Eigenpairs, top_eigenpairs, without
+from eosslib.eigen import Eigenpairs, top_eigenpairs, warn_if_uncertain, without
 from eosslib.flat import Objective
 from eosslib.measurements import variance_of_batch_means
 from eosslib.probing import Probe
@@ -135,7 +135,7 @@ def measure(
     for newton in range(newton_steps + 1):
         hessian = Hessian(objective, theta, x, y, memory)
         gradient = hessian.gradient() + decay * theta if decay else hessian.gradient()
-        pairs = top_eigenpairs(hessian, start, k=k, tol=tol, probe=probe)
+        pairs = warn_if_uncertain(top_eigenpairs(hessian, start, k=k, tol=tol, probe=probe), "window")
         start, probe = pairs.vectors, Probe.carried(pairs.probe, random)
         left = (start @ gradient.unsqueeze(2)).squeeze(2) / (pairs.values + decay)  # (R, k)
         slopes.append(left[:, 0].abs())

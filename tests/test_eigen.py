@@ -9,7 +9,7 @@ import scipy.sparse.linalg
 import torch
 from oracles import randn
 
-from eosslib.eigen import Eigenpairs, Operator, padded, top_eigenpairs
+from eosslib.eigen import Eigenpairs, Operator, padded, top_eigenpairs, warn_if_uncertain
 
 
 def matrix(spectrum: list[float] | torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -114,6 +114,14 @@ def test_too_few_products_are_reported_as_not_converged() -> None:
     assert not bool(pairs.converged)
     assert int(pairs.products) == 3
     assert float(pairs.residuals.max()) > 1e-12
+
+
+def test_a_solve_that_is_given_up_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    given_up, fine = (top_eigenpairs(stacked(matrix(DECAYING)), start(60), tol=tol, max_products=9) for tol in (1e-9, 0.3))
+    assert warn_if_uncertain(fine, "fine") is fine
+    assert not caplog.text
+    warn_if_uncertain(Eigenpairs.cat([given_up, fine]), "here")
+    assert "here: 1 of 2 eigen-solves given up: residual up to" in caplog.text
 
 
 def test_at_full_dimension_the_answer_is_exact_whatever_the_tolerance() -> None:

@@ -325,7 +325,7 @@ def test_a_solve_that_is_given_up_is_said_to_be_uncertain(
 ) -> None:
     monkeypatch.setattr(observing, "top_eigenpairs", functools.partial(eigen.top_eigenpairs, max_products=4))
     state = train(tiny(steps=1))
-    assert "step 0: λ_max not certain: eigen-residual" in caplog.text
+    assert "step 0, λ_max: 1 of 1 eigen-solves given up: residual up to" in caplog.text
     assert 0.9 < state.rows[0][0]["sharpness_miss"] <= 1
 
 

@@ -1,0 +1,68 @@
+"""How far MiniBS is off because λ_max of drawn mini-batches is solved for without a probe, in its standard errors.
+
+    python benchmarks/drawn.py [--write]     --write puts the table into benchmarks/DRAWN.md as well
+
+Networks of the digits preset after some training; 64 draws each by ``minibatch_sharpness``, held against solves of the same
+draws to a residual of 1e-4 and a probability of a miss of 1e-6. The goal is a tenth of the standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eosslib import config, datasets, eigen, measurements
+from eosslib.curvature import Hessian
+from eosslib.flat import Objective
+from eosslib.probing import Probe
+from eosslib.streams import generator
+from eosslib.training import Trainer
+
+PAGE, DRAWS = Path(__file__).with_name("DRAWN.md"), 64
+CASES = [("fc-relu", 32, 3000, 0.4), ("fc-relu", 8, 1000, 0.4), ("fc-tanh", 50, 3000, 0.1), ("cnn", 16, 600, 0.05)]
+
+
+def compare(objective: Objective, theta: torch.Tensor, data: datasets.Dataset, batch_size: int) -> str:
+    """The cells of a row for one network (1, P)."""
+    x, y, size = data.x.unsqueeze(0), data.y.unsqueeze(0), theta.shape[1]
+    first = Probe(torch.randn(1, size, generator=generator("drawn", "u")))
+    u = eigen.top_eigenpairs(Hessian(objective, theta, x, y), theta.new_zeros(1, 0, size), probe=first).vectors[:, 0]
+    key = ("drawn", 0)
+    found = measurements.minibatch_sharpness(
+        objective, theta, x, y, u, batch_size=batch_size, draws=DRAWS, keys=[key], precision=1.0
+    ).value
+    (indices,) = (lot for lot, _ in zip(measurements.lots(x, batch_size, DRAWS, "reshuffle", key), range(1), strict=False))
+    operator = Hessian(objective, theta.expand(DRAWS, -1), x[0, indices], y[0, indices])
+    tight = Probe(torch.randn(DRAWS, size, generator=generator("drawn", "tight")))
+    truth = eigen.top_eigenpairs(operator, theta.new_zeros(DRAWS, 0, size), tol=1e-4, probe=tight).values[:, 0].double()
+    bias, error = float(found.value - truth.mean()), float(found.standard_error)
+    return f"{bias / float(truth.mean()):.1e} | {error / float(truth.mean()):.1e} | {abs(bias) / error:.3f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/DRAWN.md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = ["| network | b | steps | bias | standard error | bias, in standard errors |", "| :-- | --: | --: | --: | --: | --: |"]
+    data = datasets.load("digits", 1500)
+    for model, size, steps, lr in CASES:
+        shape: dict[str, Any] = {"width": 8 if model == "cnn" else 64, "init_scale": 1.0 if model == "fc-tanh" else 0.5, "lr": lr}
+        run = config.RunConfig(model=model, loss="mse", batch_size=size, steps=steps, dataset="digits", train_size=1500, **shape)
+        trainer = Trainer([run], data=data)
+        trainer.state.step = 0
+        trainer.advance(steps)
+        lines.append(f"| {model} | {size} | {steps} | {compare(trainer.objective, trainer.state.theta, data, size)} |")
+    print("\n".join(lines))
+    if args.write:
+        text = (__doc__ or "").split("\n\n", 2)[2].strip()
+        PAGE.write_text("\n".join(["# MiniBS without a probe", "", text, "", *lines]) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
