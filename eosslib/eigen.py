@@ -248,7 +248,7 @@ class _Solve:
         sure = close & (self.chain.misses(self.ritz.small, self.ritz.exact) <= self.chain.probe.miss)
         for i in sure.nonzero().flatten().tolist():
             where = (self.basis.all[i], self.images.all[i, :, : self.size], self.ritz.small[i], self.ritz.exact[i])
-            hiding = suspect(*where, self.chain.members[i], self.following[i])
+            hiding = suspect(*where, self.chain.members[i])
             if hiding is not None:
                 vector, _ = _orthonormal(self.basis.all[i : i + 1], hiding.unsqueeze(0))
                 self.following[i] = vector[0]

@@ -154,13 +154,12 @@ def suspect(
     small: torch.Tensor,
     values: torch.Tensor,
     probing: torch.Tensor,
-    following: torch.Tensor,
 ) -> torch.Tensor | None:
     """Return a direction in which an eigenvalue above the ceiling may hide, or None where there is none: (P,).
 
     All eigenvalues are below x where those of T + Fᵀ(x − A_⊥)⁻¹F are, with T the operator on the basis, F the residuals of the
     basis and A_⊥ the operator on the rest of the space. What A_⊥ is at most the probe has found: its largest Ritz value, of whose
-    distance to x half is taken to be safe. The residual that the probe is going to follow is its own affair.
+    distance to x half is taken to be safe.
 
     Args:
         basis: Orthonormal vectors of one operator (m, P).
@@ -168,14 +167,12 @@ def suspect(
         small: (m, m), float64.
         values: Its eigenvalues (m,), descending.
         probing: Which vectors come from the probe (m,), bool.
-        following: The probe's next vector (P,), of unit norm.
     """
     others = (~probing).nonzero().flatten()
     if not len(others):
         return None
     of = others.to(basis.device)
     residuals = images[of] - small[others].to(basis) @ basis
-    residuals = residuals - torch.outer(residuals @ following, following)
     top = float(ceiling(values[None]))
     inner = small[probing][:, probing]
     found = float(torch.linalg.eigvalsh(inner)[-1]) if len(inner) else float(values[-1])
