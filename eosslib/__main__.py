@@ -25,6 +25,7 @@ from pathlib import Path
 from eosslib import runs
 from eosslib.config import PRESET_FOLDER, Group, Preset, load_preset
 from eosslib.errors import ConfigError, EosslibError, Interrupted
+from eosslib.processes import end_with
 
 log = logging.getLogger("eosslib")
 
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--force", action="store_true", help="train again what is there, from the start")
     train.add_argument("--max-seconds", type=_seconds, help="write a checkpoint and stop after so long; exit status 75")
     train.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, help="time between checkpoints (default 30)")
+    train.add_argument("--parent", type=int, metavar="PID", help="stop as by SIGTERM when this process, the parent, ends")
     train.set_defaults(run=_train)
 
     listing = commands.add_parser("list", help="list the groups of a preset")
@@ -133,6 +135,8 @@ def _keep_freed_memory() -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.parent is not None:
+        end_with(args.parent)
     preset = load_preset(args.preset)
     groups = _select(preset, args.preset, args.groups, args.seeds)
     deadline = time.monotonic() + args.max_seconds if args.max_seconds is not None else None

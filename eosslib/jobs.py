@@ -22,6 +22,7 @@ from eosslib import __version__, datasets, runs
 from eosslib.config import Group, RunConfig, defaults
 from eosslib.devices import choose_device, processor
 from eosslib.errors import Interrupted, RunFileError
+from eosslib.processes import locked
 from eosslib.training import State, Trainer
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ def checkpoint_path(folder: Path, group: Group) -> Path:
     return folder / ".checkpoints" / f"{group.name.replace('/', '__')}__seeds{seeds}.pt"
 
 
+def lock_path(folder: Path, group: Group, config: RunConfig) -> Path:
+    """Return the file that is locked while a run is trained, alone or in a stack."""
+    return folder / ".checkpoints" / f"{group.name.replace('/', '__')}__seed{config.seed}.lock"
+
+
 def train_group(group: Group, options: Options) -> list[Path]:
     """Train all runs of a group that are not there yet, stacked, and write one file each.
 
@@ -56,19 +62,26 @@ def train_group(group: Group, options: Options) -> list[Path]:
 
     Raises:
         Interrupted: Stopped from outside or at the deadline; the checkpoint holds the last measurement.
+        Busy: Another process trains one of the runs.
         RunFileError: A file cannot be written.
         DataError: The data set is missing or corrupt, or has too few examples.
         DeviceError: The device does not exist.
         ConfigError: The settings do not fit the data, the network or the memory.
     """
     paths = {config: runs.run_path(options.folder, group, config) for config in group.runs}
-    missing = [config for config in group.runs if options.force or not _is_done(paths[config], config)]
-    if missing:
-        _train(group, missing, options)
+
+    def missing() -> list[RunConfig]:
+        return [config for config in group.runs if options.force or not is_done(paths[config], config)]
+
+    locks = {f"{group.name} seed {config.seed}": lock_path(options.folder, group, config) for config in missing()}
+    with locked(locks):
+        left = missing() if locks else []  # another process may have finished some before the locks were free
+        if left:
+            _train(group, left, options)
     return list(paths.values())
 
 
-def _is_done(path: Path, config: RunConfig) -> bool:
+def is_done(path: Path, config: RunConfig) -> bool:
     """Whether this run is there, whole and with these settings; anything else is trained again."""
     try:
         runs.read(path, expect=config)
