@@ -1,7 +1,8 @@
-"""The command line: train runs of a preset, list them, fetch data, describe a run file, build index, site and scoreboard.
+"""The command line: train runs of a preset or a queue, list them, fetch data, describe a file, build index, site and scoreboard.
 
 python -m eosslib train digits                     whole preset, resumable
 python -m eosslib train digits fc-tanh/b0050       one group; --seeds 0 2 for some of its runs
+python -m eosslib queue config/queue.txt --jobs 2   trainings of several presets, in order; --list says what is left
 python -m eosslib list cifar10                     its groups
 python -m eosslib fetch cifar10                    data/cifar10_5k.npz
 python -m eosslib describe data/runs/digits/fc-tanh/b0050/seed0.parquet
@@ -33,6 +34,12 @@ log = logging.getLogger("eosslib")
 def _threads(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of threads: give a whole number from 1 on")
+    return int(text)
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of trainings: give a whole number from 1 on")
     return int(text)
 
 
@@ -80,6 +87,21 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, help="time between checkpoints (default 30)")
     train.add_argument("--parent", type=int, metavar="PID", help="stop as by SIGTERM when this process, the parent, ends")
     train.set_defaults(run=_train)
+
+    queue = commands.add_parser("queue", help="train what a file names, in order, in processes of their own; resumable")
+    queue.add_argument("file", type=Path, help="rows preset/entry/variant or preset/entry/variant/seed; # begins a comment")
+    queue.add_argument("--jobs", type=_jobs, default=1, help="trainings at a time, each on one thread (default 1)")
+    instead = queue.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="say what is left and about how long it takes, and train nothing")
+    instead.add_argument("--export", type=Path, metavar="FOLDER", help="write slim checkpoints of what is under way")
+    instead.add_argument(
+        "--import", type=Path, metavar="FOLDER", dest="imported", help="go on from slim checkpoints; train nothing"
+    )
+    queue.add_argument("--out", type=Path, help="folder of the presets' run files (default data/runs)")
+    queue.add_argument("--data", type=Path, help="folder of the data sets (default data/)")
+    queue.add_argument("--device", default="auto", help="as for train")
+    queue.add_argument("--checkpoint-seconds", type=_seconds, default=30.0, help="as for train")
+    queue.set_defaults(run=_queue)
 
     listing = commands.add_parser("list", help="list the groups of a preset")
     listing.add_argument("preset")
@@ -159,6 +181,30 @@ def _train(args: argparse.Namespace) -> int:
     )
     for group in groups:
         train_group(group, options)
+    return 0
+
+
+def _queue(args: argparse.Namespace) -> int:
+    import torch
+
+    from eosslib import queue, workers
+    from eosslib.devices import choose_device
+
+    torch.set_num_threads(1)
+    where = {"folder": args.out} if args.out else {}
+    device = str(choose_device(args.device))
+    settings = queue.Settings(
+        data_folder=args.data, device=device, jobs=args.jobs, checkpoint_seconds=args.checkpoint_seconds, **where
+    )
+    trainings = queue.read(args.file)
+    if args.export or args.imported:
+        move, folder = (queue.export_all, args.export) if args.export else (queue.import_all, args.imported)
+        for line in move(trainings, settings, folder):
+            print(line)
+    else:
+        print(*queue.listing(trainings, settings), sep="\n", flush=True)
+        if not args.list:
+            workers.run(trainings, settings)
     return 0
 
 

@@ -28,6 +28,10 @@ from eosslib.training import State, Trainer
 log = logging.getLogger(__name__)
 
 
+# What a damaged or foreign checkpoint makes torch raise.
+UNREADABLE = (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, pickle.UnpicklingError)
+
+
 @dataclass(frozen=True)
 class Options:
     """How to train, as far as it does not change the numbers."""
@@ -94,8 +98,7 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
     checkpoint = checkpoint_path(options.folder, group)
     device = choose_device(options.device)
     trainer = Trainer(configs, device, data=_data(configs[0], device, options.data_folder), memory=options.memory)
-    if not options.force:
-        _resume(trainer, configs, checkpoint)
+    slim = [] if options.force else _resume(trainer, configs, checkpoint)
     for config in configs:  # find out now, not after hours, that the folder cannot be written to
         runs.check_writable(runs.run_path(options.folder, group, config))
     last_save = time.monotonic()
@@ -111,7 +114,7 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
         if late and state.step < configs[0].steps:
             raise KeyboardInterrupt
         if now - last_save >= options.checkpoint_seconds:
-            _save_checkpoint(checkpoint, configs, last)
+            save_checkpoint(checkpoint, configs, last, slim)
             last_save = now
 
     with tqdm(
@@ -122,12 +125,14 @@ def _train(group: Group, configs: list[RunConfig], options: Options) -> None:
         except KeyboardInterrupt:
             if last is None:
                 raise Interrupted(f"{group.name}: stopped before the first measurement") from None
-            _save_checkpoint(checkpoint, configs, last)
+            save_checkpoint(checkpoint, configs, last, slim)
             # With --force it would begin anew, and without it finished runs are not touched.
             how = " without --force, once the old run files are deleted," if options.force else ""
             raise Interrupted(f"{group.name}: stopped at step {last.step}; run the same command{how} to go on from there") from None
     for config in configs:
         origin, rows = provenance(trainer, state, config, len(configs)), state.rows[config.seed]
+        if slim:
+            origin["slim_checkpoints"] = slim
         runs.write(config, origin, runs.table_of(rows), runs.run_path(options.folder, group, config))
         log.info("%s seed %d: %s", group.name, config.seed, summary(config, origin, rows))
     checkpoint.unlink(missing_ok=True)
@@ -186,28 +191,44 @@ def provenance(trainer: Trainer, state: State, config: RunConfig, stacked: int) 
     }
 
 
-def _key(configs: list[RunConfig]) -> list[dict[str, Any]]:
+def _key(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     return [config.to_dict() for config in configs]
 
 
-def _save_checkpoint(path: Path, configs: list[RunConfig], state: State) -> None:
+def save_checkpoint(path: Path, configs: Sequence[RunConfig], state: State, slim: Sequence[int] = ()) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: The file.
+        configs: The runs, in the order they were stacked in at the start.
+        state: Their state.
+        slim: The steps at which they went through a slim checkpoint (``slim``).
+
+    Raises:
+        RunFileError: The file cannot be written; whatever was there before is untouched.
+    """
     buffer = io.BytesIO()  # torch's own writing to a file reports a full disk as a RuntimeError
-    torch.save({"configs": _key(configs), "state": vars(state)}, buffer)
+    torch.save({"configs": _key(configs), "state": vars(state), "slim": list(slim)}, buffer)
     with runs.atomic(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> None:
-    """Put a checkpoint's state into a trainer, if there is one of just these runs."""
+def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> list[int]:
+    """Put a checkpoint's state into a trainer, if there is one of just these runs; return the steps of its slim checkpoints."""
     if not path.is_file():
-        return
+        return []
     try:
         stored = torch.load(path, map_location=trainer.device, weights_only=True)
         if [{**defaults(), **config} for config in stored["configs"]] != _key(configs):
             log.warning("%s is of other settings and is not used", path)
-            return
-        trainer.state = State(**stored["state"])
-    except (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            return []
+        state, slim = State(**stored["state"]), list(stored.get("slim", []))
+        if not state.vectors.shape[1]:  # a slim checkpoint had none: the next solve starts where the first one did
+            trainer.state.keep([seed in state.seeds for seed in trainer.state.seeds])
+            state.vectors = trainer.state.vectors
+        trainer.state = state
+    except UNREADABLE as error:
         log.warning("%s cannot be read (%s); training starts anew", path, (str(error) or type(error).__name__).splitlines()[0])
-        return
+        return []
     log.info("%s: going on from step %d", path.stem, trainer.state.step)
+    return slim
