@@ -225,7 +225,7 @@ def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> list[int]
         state, slim = State(**stored["state"]), list(stored.get("slim", []))
         if not state.vectors.shape[1]:  # a slim checkpoint had none: the next solve starts where the first one did
             trainer.state.keep([seed in state.seeds for seed in trainer.state.seeds])
-            state.vectors = trainer.state.vectors
+            state.vectors, state.probe = trainer.state.vectors, trainer.state.probe
         trainer.state = state
     except UNREADABLE as error:
         log.warning("%s cannot be read (%s); training starts anew", path, (str(error) or type(error).__name__).splitlines()[0])

@@ -1,12 +1,12 @@
 """Slim checkpoints: what a training needs to go on elsewhere, small enough to be kept under version control.
 
 A checkpoint holds the parameters, what the optimizer keeps, every measurement so far, and the vectors that the eigen-solver
-starts from, up to sixteen as long as the parameters. A slim one leaves these vectors out: 4 bytes a parameter in float32, as
-much again for every vector that the optimizer keeps. On the CPU the training goes on bit for bit the same in its parameters; its
-first measurement after that starts as the first of a training does, from a random vector, so measurements may differ within
-the solver's tolerance. The run file says so: ``slim_checkpoints`` in its provenance holds the steps. Where the noise of the
-training is made of eigenvectors (``along_u`` and its like) they are part of it and are kept, and the file is as large as the
-checkpoint.
+starts from and probes with, up to seventeen as long as the parameters. A slim one leaves these vectors out: 4 bytes a parameter
+in float32, as much again for every vector that the optimizer keeps. On the CPU the training goes on bit for bit the same in its
+parameters; its first measurement after that starts as the first of a training does, from a random vector, so measurements may
+differ within the solver's tolerance. The run file says so: ``slim_checkpoints`` in its provenance holds the steps. Where the
+noise of the training is made of eigenvectors (``along_u`` and its like) they are part of it and are kept, and the file is as
+large as the checkpoint.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def export(folder: Path, group: Group, out: Path) -> int:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunFileError(f"{path} cannot be read ({reason}): start the training, it writes another") from None
     if group.runs[0].noise not in USES_U:
-        state = dataclasses.replace(state, vectors=state.vectors[:, :0].clone())
+        state = dataclasses.replace(state, vectors=state.vectors[:, :0].clone(), probe=state.probe[:, :0].clone())
     slim = [*stored.get("slim", []), state.step]
     buffer = io.BytesIO()
     torch.save({"configs": stored["configs"], "state": vars(state), "slim": slim}, buffer)

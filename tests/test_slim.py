@@ -111,7 +111,7 @@ def test_that_of_the_papers_mlp_has_at_most_5_mb(group: Group, tmp_path: Path) -
     size = 656_810
     theta, vectors = torch.randn(1, size), torch.randn(1, 16, size)
     rows = [{f"column {i}": torch.rand(()).item() for i in range(20)} for _ in range(400)]
-    state = State(5, [0], theta, torch.zeros(1, 0, size), vectors, {0: rows})
+    state = State(5, [0], theta, torch.zeros(1, 0, size), vectors, torch.randn(1, size), {0: rows})
     save_checkpoint(checkpoint_path(tmp_path, group), group.runs, state)
     slim.export(tmp_path, group, tmp_path / "it.slim")
     assert checkpoint_path(tmp_path, group).stat().st_size > 40e6
