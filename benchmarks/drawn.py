@@ -3,7 +3,8 @@
     python benchmarks/drawn.py [--write]     --write puts the table into benchmarks/DRAWN.md as well
 
 Networks of the digits preset after some training; 64 draws each by ``minibatch_sharpness``, held against solves of the same
-draws to a residual of 1e-4 and a probability of a miss of 1e-6. The goal is a tenth of the standard error.
+draws to a residual of 1e-4 and a probability of a miss of 1e-6; the worst of three such lots. The goal is a tenth of the
+standard error.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from eosslib.probing import Probe
 from eosslib.streams import generator
 from eosslib.training import Trainer
 
-PAGE, DRAWS = Path(__file__).with_name("DRAWN.md"), 64
+PAGE, DRAWS, LOTS = Path(__file__).with_name("DRAWN.md"), 64, 3
 CASES = [("fc-relu", 32, 3000, 0.4), ("fc-relu", 8, 1000, 0.4), ("fc-tanh", 50, 3000, 0.1), ("cnn", 16, 600, 0.05)]
 
 
@@ -31,16 +32,18 @@ def compare(objective: Objective, theta: torch.Tensor, data: datasets.Dataset, b
     x, y, size = data.x.unsqueeze(0), data.y.unsqueeze(0), theta.shape[1]
     first = Probe(torch.randn(1, size, generator=generator("drawn", "u")))
     u = eigen.top_eigenpairs(Hessian(objective, theta, x, y), theta.new_zeros(1, 0, size), probe=first).vectors[:, 0]
-    key = ("drawn", 0)
-    found = measurements.minibatch_sharpness(
-        objective, theta, x, y, u, batch_size=batch_size, draws=DRAWS, keys=[key], precision=1.0
-    ).value
-    (indices,) = (lot for lot, _ in zip(measurements.lots(x, batch_size, DRAWS, "reshuffle", key), range(1), strict=False))
-    operator = Hessian(objective, theta.expand(DRAWS, -1), x[0, indices], y[0, indices])
-    tight = Probe(torch.randn(DRAWS, size, generator=generator("drawn", "tight")))
-    truth = eigen.top_eigenpairs(operator, theta.new_zeros(DRAWS, 0, size), tol=1e-4, probe=tight).values[:, 0].double()
-    bias, error = float(found.value - truth.mean()), float(found.standard_error)
-    return f"{bias / float(truth.mean()):.1e} | {error / float(truth.mean()):.1e} | {abs(bias) / error:.3f}"
+    cells = []
+    for lot in range(LOTS):
+        where, key = (objective, theta, x, y), ("drawn", lot)
+        found = measurements.minibatch_sharpness(*where, u, batch_size=batch_size, draws=DRAWS, keys=[key]).value
+        indices = next(measurements.lots(x, batch_size, DRAWS, "reshuffle", key))
+        operator = Hessian(objective, theta.expand(DRAWS, -1), x[0, indices], y[0, indices])
+        tight = Probe(torch.randn(DRAWS, size, generator=generator("drawn tight", lot)))
+        truth = eigen.top_eigenpairs(operator, theta.new_zeros(DRAWS, 0, size), tol=1e-4, probe=tight).values[:, 0].double()
+        bias, error = float(found.value - truth.mean()), float(found.standard_error)
+        cells.append((bias / float(truth.mean()), error / float(truth.mean()), abs(bias) / error))
+    worst = max(cells, key=lambda cell: cell[2])
+    return f"{worst[0]:.1e} | {worst[1]:.1e} | {worst[2]:.3f}"
 
 
 def main() -> int:
