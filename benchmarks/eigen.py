@@ -4,7 +4,8 @@
 
 Errors are (λ − λ₁)/‖A‖ against a dense float64 solve of the same float32 matrix; one below −1e-3 is a miss. "Without a probe" is
 the same solver that stops where its residual is small, as it did before it had one. A sequence is solved as a training is measured:
-every matrix from the eigenvectors and the probe that the one before has left. The problems are made in benchmarks/problems.py.
+every matrix from the eigenvectors and the probe that the one before has left. The problems are made in benchmarks/problems.py, from
+seeds that were not looked at while the solver was made.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import torch
 from problems import KINDS
 
 # Problems of each kind, of which a training counts eleven, another matrix two and a drifting one four: 10,002 solves.
-COUNTS = dict(zip(KINDS, (2000, 2000, 182, 800, 500, 500, 250, 125, 400, 400, 100, 100), strict=True))
+COUNTS = dict(zip(KINDS, (2000, 2000, 182, 1000, 500, 500, 250, 125, 400, 400, 100, 100), strict=True))
+FIRST = 100_000  # seed; smaller ones were looked at while the solver was made, and showed two of its faults
 PAGE = Path(__file__).with_name("EIGEN.md")
 
 
 def row(kind: str, count: int) -> tuple[str, int, int]:
     """Solve so many problems with and without a probe: the table's row, the number of solves, and of misses."""
     before, now, cells = list[tuple[float, int]](), list[tuple[float, int]](), list[str]()
-    for seed in range(count):
+    for seed in range(FIRST, FIRST + count):
         sequence = KINDS[kind](seed)
         before += sequence.errors(seed, probing=False)
         now += sequence.errors(seed)

@@ -227,8 +227,15 @@ class _Solve:
             begins = ~waiting & ~self.chain.begun
             probing = probing & ~waiting & ~begins
             following = following.clone()
+            for i in (self.chain.begun & ~waiting & ~probing).nonzero().flatten().tolist():
+                ahead, _ = _orthonormal(self.basis.all[i : i + 1], self._last_image(i).unsqueeze(0))
+                aside = _aside(following[i], ahead[0])
+                if aside is None:
+                    probing[i] = True
+                else:
+                    following[i] = aside
             for i in probing.nonzero().flatten().tolist():
-                following[i] = self.images.all[i, int(self.chain.last[i]), : self.size]
+                following[i] = self._last_image(i)
             for i in begins.nonzero().flatten().tolist():
                 following[i] = self.chain.beginning(i, self.basis.all[i], self.images.all[i, :, : self.size], self.small[i])
         if product < self.start.shape[1]:
@@ -250,11 +257,17 @@ class _Solve:
             where = (self.basis.all[i], self.images.all[i, :, : self.size], self.ritz.small[i], self.ritz.exact[i])
             hiding = suspect(*where, self.chain.members[i])
             if hiding is not None:
-                vector, _ = _orthonormal(self.basis.all[i : i + 1], hiding.unsqueeze(0))
-                self.following[i] = vector[0]
-                self.chain.interrupt(i)
                 sure[i] = False
+                aside = _aside(hiding, self.following[i])
+                if aside is not None:
+                    self.following[i] = _orthonormal(self.basis.all[i : i + 1], aside.unsqueeze(0))[0][0]
+                    self.chain.interrupt(i)
         return sure
+
+    def _last_image(self, i: int) -> torch.Tensor:
+        """Image of the last vector of the probe of operator i (P,)."""
+        assert self.chain is not None
+        return self.images.all[i, int(self.chain.last[i]), : self.size]
 
     def restart_if_full(self) -> None:
         """Go on with the best Ritz vectors alone where the basis has its full size, and with what is left of the probe."""
@@ -263,8 +276,8 @@ class _Solve:
         assert self.ritz is not None
         keep = min(max(2 * self.k, self.max_basis // 2), self.max_basis - 1)
         if self.chain is not None:
-            last = [self.images.all[i, int(j), : self.size] for i, j in enumerate(self.chain.last)]
-            self.following, norm = _orthonormal(self.basis.all, torch.stack(last))
+            last = torch.stack([self._last_image(i) for i in range(len(self.counts))])
+            self.following, norm = _orthonormal(self.basis.all, last)
             self.chain.restart(norm, self.ritz.small, self.ritz.exact, keep)
         rotation = self.ritz.rotation[:, :keep]
         self.basis, self.images = (_Rows(rotation @ rows.all, self.max_basis) for rows in (self.basis, self.images))
@@ -352,6 +365,15 @@ class _Rows:
             self._memory = grown
         self._memory[:, self.count] = row
         self.count += 1
+
+
+def _aside(vector: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor | None:
+    """Remove from a vector (P,) what the probe will do next by itself, a unit vector (P,); return None where that is most of it.
+
+    What is said of the probe holds as long as the other vectors of the basis take nothing away from it.
+    """
+    rest = vector - (vector @ ahead) * ahead
+    return rest if rest.norm() > 0.5 * vector.norm() else None
 
 
 def _orthonormal(basis: torch.Tensor, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -264,8 +264,8 @@ def minibatch_sharpness(
     estimated from the same draws. Costs about 15 gradients on the examples of all draws. With a residual of ``tol`` an
     eigenvalue is off by at most ``tol`` and typically by ``tol**2`` of itself. Now and then a draw's λ₂ is taken for its λ₁: to
     rule that out would cost twice the products, and what it does is a twentieth of the standard error
-    (``benchmarks/DRAWN.md``). With batch normalisation the mean of the mini-batches' Hessians is not the Hessian: the gap is then the plain difference of MiniBS
-    to the sharpness.
+    (``benchmarks/DRAWN.md``). With batch normalisation the mean of the mini-batches' Hessians is not the Hessian: the gap is then
+    the plain difference of MiniBS to the sharpness.
 
     Args:
         objective: Network and loss.
