@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pages
 import torch
 
 from eosslib import config, eigen
@@ -88,8 +89,7 @@ def main() -> int:
         lines.append(f"| {name} | {compare(preset.groups[name].runs[0])} |")
         print(lines[-1], flush=True)
     if args.write:
-        text = (__doc__ or "").split("\n\n", 2)[2].strip()
-        PAGE.write_text("\n".join(["# What the solver had missed", "", text, "", *lines]) + "\n", encoding="utf-8")
+        pages.write(PAGE, "What the solver had missed", __doc__, lines)
     return 0
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pages
 import torch
 
 from eosslib import config, datasets, eigen, measurements
@@ -62,8 +63,7 @@ def main() -> int:
         lines.append(f"| {model} | {size} | {steps} | {compare(trainer.objective, trainer.state.theta, data, size)} |")
     print("\n".join(lines))
     if args.write:
-        text = (__doc__ or "").split("\n\n", 2)[2].strip()
-        PAGE.write_text("\n".join(["# MiniBS without a probe", "", text, "", *lines]) + "\n", encoding="utf-8")
+        pages.write(PAGE, "MiniBS without a probe", __doc__, lines)
     return 0
 
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pages
 import torch
 from problems import KINDS
 
@@ -54,8 +55,7 @@ def main() -> int:
     lines += ["", f"{missed} of {total:,} solves are off by more than 1e-3 of ‖A‖; the goal, none, is {goal}."]
     print(lines[-1])
     if args.write:
-        text = (__doc__ or "").split("\n\n", 2)[2].strip()
-        PAGE.write_text("\n".join(["# Is it the largest?", "", text, "", *lines]) + "\n", encoding="utf-8")
+        pages.write(PAGE, "Is it the largest?", __doc__, lines)
     return 0
 
 

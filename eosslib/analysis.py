@@ -13,8 +13,8 @@ import pandas as pd
 from eosslib import theory
 
 RUN_KEYS = ["entry", "model", "loss_name", "lr", "train_size", "batch_size", "noise", "sampling", "full_batch", "seed", "threshold"]
-RUN_KEYS += ["optimizer", "momentum", "width", "depth", "init_scale", "dataset"]
-NETWORK = ["model", "width", "depth", "init_scale", "dataset", "train_size", "loss_name"]  # what tells networks apart
+RUN_KEYS += ["optimizer", "momentum", "width", "depth", "hidden", "init_scale", "dataset"]
+NETWORK = ["model", "width", "depth", "hidden", "init_scale", "dataset", "train_size", "loss_name"]  # what tells networks apart
 BLOCKS = 5  # of a plateau, for its error in time
 PLATEAU = 0.25  # the plateau is the mean over the last quarter of the steps (science of the sharpness-gap paper)
 

@@ -141,7 +141,7 @@ class _Pace:
 
 
 def _network(config: RunConfig) -> tuple[Any, ...]:
-    return config.model, config.width, config.depth, config.dataset, config.train_size, config.dtype
+    return config.model, config.width, config.depth, config.hidden, config.dataset, config.train_size, config.dtype
 
 
 def _finished(config: RunConfig, entry: str, preset: Preset, machine: Machine) -> list[_Pace]:

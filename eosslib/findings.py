@@ -80,9 +80,8 @@ class Findings(Mapping[str, Finding]):
                 raise ValueError(f"the key '{key}' is taken" + ("" if key == other else f" by '{other}'"))
         if paper is not None and paper not in self._papers:
             raise ValueError(f"no value of a paper is called '{paper}'; there are {', '.join(self._papers)}")
-        known = error is not None and np.isfinite(error)
-        says = self._papers[paper] if paper else None
-        self._found[key] = Finding(key, quantity, float(ours), float(error) if known and error is not None else None, says)
+        known = None if error is None or not np.isfinite(error) else float(error)
+        self._found[key] = Finding(key, quantity, float(ours), known, self._papers[paper] if paper else None)
 
     def mean(self, key: str, quantity: str | None, values: pd.Series, paper: str | None = None) -> None:
         """Add the mean of independent values with its standard error; arguments else as ``number``."""

@@ -1,4 +1,4 @@
-"""What several test files share besides fixtures: the settings of a tiny run, and the command line in a process of its own."""
+"""What several test files share besides fixtures: settings of a tiny run, a stopped training, the command line as a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from eosslib.config import Group
+from eosslib.errors import Interrupted
+from eosslib.jobs import Options, train_group
+from eosslib.training import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,3 +63,24 @@ def start_process(*arguments: str | Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def stop_after(
+    step: int,
+    group: Group,
+    options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str = "run the same command to go on from there",
+) -> None:
+    """Train with a Ctrl-C at the first step after ``step``."""
+    advance = Trainer.advance
+
+    def interrupted(self: Trainer, stop: int) -> None:
+        if stop > step:
+            raise KeyboardInterrupt
+        advance(self, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", interrupted)
+        with pytest.raises(Interrupted, match=f"stopped at step {step}; {then}"):
+            train_group(group, options)

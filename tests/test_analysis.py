@@ -17,6 +17,7 @@ def trajectory(batch_size: int, seed: int, values: np.ndarray, *, full: bool = F
         model="fc-tanh",
         width=64,
         depth=2,
+        hidden=200,
         init_scale=1.0,
         loss_name="mse",
         lr=0.1,
@@ -186,7 +187,7 @@ def test_a_gap_without_gradient_descent_of_the_same_seed_is_not_a_number():
     assert analysis.over_seeds(gaps, "gap", ["batch_size"]).seeds.max() == table.seed.nunique() - 1
 
 
-@pytest.mark.parametrize("key", [{"depth": 4}, {"width": 8}, {"init_scale": 0.5}, {"dataset": "cifar10"}])
+@pytest.mark.parametrize("key", [{"depth": 4}, {"width": 8}, {"hidden": 64}, {"init_scale": 0.5}, {"dataset": "cifar10"}])
 def test_the_gap_is_taken_against_gradient_descent_of_the_same_network(key: dict[str, object]):
     other = [trajectory(1000, 0, np.full(41, 30.0), full=True), trajectory(10, 0, np.full(41, 27.0))]
     one = [trajectory(1000, 0, np.full(41, 20.0), full=True), trajectory(10, 0, np.full(41, 15.0))]

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers import stop_after
 
 from eosslib import devices, jobs, runs
 from eosslib.config import Group, RunConfig
@@ -116,27 +117,6 @@ def test_a_damaged_run_file_is_trained_again(content: bytes | None, group: Group
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------------------
-
-
-def stop_after(
-    step: int,
-    group: Group,
-    options: Options,
-    monkeypatch: pytest.MonkeyPatch,
-    then: str = "run the same command to go on from there",
-) -> None:
-    """Train with a Ctrl-C at the first step after ``step``."""
-    advance = Trainer.advance
-
-    def interrupted(self: Trainer, stop: int) -> None:
-        if stop > step:
-            raise KeyboardInterrupt
-        advance(self, stop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "advance", interrupted)
-        with pytest.raises(Interrupted, match=f"stopped at step {step}; {then}"):
-            train_group(group, options)
 
 
 @pytest.fixture

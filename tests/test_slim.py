@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers import TINY, Finished, refused
+from helpers import TINY, Finished, refused, stop_after
 
 from eosslib import runs, slim
 from eosslib.config import Group, RunConfig
-from eosslib.errors import ConfigMismatch, Interrupted, RunFileError
+from eosslib.errors import ConfigMismatch, RunFileError
 from eosslib.jobs import Options, checkpoint_path, lock_path, save_checkpoint, train_group
 from eosslib.processes import Busy, locked
 from eosslib.training import State, Trainer
@@ -32,17 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def stop_at(step: int, group: Group, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Train to a checkpoint at this step."""
-    advance = Trainer.advance
-
-    def interrupted(self: Trainer, stop: int) -> None:
-        if stop > step:
-            raise KeyboardInterrupt
-        advance(self, stop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "advance", interrupted)
-        with pytest.raises(Interrupted, match=f"stopped at step {step};"):
-            train_group(group, Options(folder))
+    stop_after(step, group, Options(folder), monkeypatch)
     return checkpoint_path(folder, group)
 
 
