@@ -21,7 +21,7 @@ from eosslib.errors import ConfigError
 ENGINE = [
     f"eosslib/{module}.py"
     for module in (
-        "automatic curvature datasets devices dynamics eigen flat layers losses measurements models observing overlap predicted probing products sampling"
+        "automatic curvature datasets devices dynamics eigen flat lanczos layers losses measurements models observing overlap predicted probing products sampling"
         " stepping streams training updates windows"
     ).split()
 ]

@@ -65,11 +65,15 @@ def warn_if_uncertain(pairs: Eigenpairs, what: str) -> Eigenpairs:
     """Log a warning where a solve was given up, and return the pairs; values that are not finite speak for themselves."""
     bad = ~pairs.converged & torch.isfinite(pairs.values).all(1)
     if bool(bad.any()):
-        text = f"{int(bad.sum())} of {len(bad)} eigen-solves given up: residual up to {float(pairs.residuals[bad].max()):.1e}"
-        if pairs.probe.shape[1]:
-            text += f", probability of a miss up to {float(pairs.miss[bad].max()):.1e}"
-        log.warning("%s: %s", what, text)
+        more = f", probability of a miss up to {float(pairs.miss[bad].max()):.1e}" if pairs.probe.shape[1] else ""
+        warn_of(bad, pairs.residuals, what, more)
     return pairs
+
+
+def warn_of(bad: torch.Tensor, residuals: torch.Tensor, what: str, more: str = "") -> None:
+    """Log that some of a stack's solves (R,), at least one, were given up."""
+    worst = float(residuals[bad].max())
+    log.warning("%s: %d of %d eigen-solves given up: residual up to %.1e%s", what, int(bad.sum()), len(bad), worst, more)
 
 
 def padded(starts: list[torch.Tensor]) -> torch.Tensor:

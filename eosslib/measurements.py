@@ -16,6 +16,7 @@ from eosslib.curvature import GRAPH_FACTOR, Hessian, chunks, curvature_along_gra
 from eosslib.devices import DEFAULT_MEMORY, drawn_memory
 from eosslib.eigen import Eigenpairs, top_eigenpairs, warn_if_uncertain
 from eosslib.flat import Objective
+from eosslib.lanczos import largest_eigenvalues
 from eosslib.probing import Probe
 from eosslib.sampling import independent_batches
 from eosslib.streams import generator
@@ -293,17 +294,16 @@ def minibatch_sharpness(
     for row, vector, whole, key in zip(theta, u, full.double(), keys, strict=True):
         top = torch.empty(0, dtype=torch.float64, device=theta.device)
         along = top.clone()
-        # Half u, which is near many a draw's eigenvector, half random, which has a part of all: from one vector the solver spans a
-        # Krylov space, and is there sooner than from the two side by side.
+        # Half u, which is near many a draw's eigenvector, half random, which has a part of all.
         random = torch.randn(len(row), generator=generator(*key)).to(row)
-        start = (vector + random / random.norm()).expand(1, 1, -1)
+        start = vector + random / random.norm()
         for lot in lots(x, batch_size, draws, sampling, key):
             for indices in lot.split(at_once):
                 operator = Hessian(objective, row.expand(len(indices), -1), x[0, indices], y[0, indices], memory)
-                pairs = warn_if_uncertain(top_eigenpairs(operator, start.expand(len(indices), -1, -1), tol=tol), "MiniBS")
+                found = largest_eigenvalues(operator, start.expand(len(indices), -1), tol=tol).or_warn("MiniBS")
                 image = operator(vector.expand(len(indices), -1))
                 quotients = (image * vector).double().sum(1)
-                top = torch.cat([top, torch.maximum(pairs.values[:, 0].double(), quotients)])  # λ_max is no less than uᵀH_B u
+                top = torch.cat([top, torch.maximum(found.values.double(), quotients)])  # λ_max is no less than uᵀH_B u
                 along = torch.cat([along, quotients])
             error = _standard_error(top)
             if error <= precision * top.mean().abs():
