@@ -23,7 +23,7 @@ from eosslib.training import State, Trainer
 
 # Full-batch gradients, rounded, from benchmarks/RESULTS.md and the committed runs' times.
 MEASUREMENT = 16.0  # ten products of 1.5 and a pass to keep
-CHECK = 25.0  # a solve from a random vector
+CHECK = 25.0  # the last measurement's second solve, from a random vector
 OVERHEAD = 50  # examples that reading and writing the parameters of a fully connected network takes as long as
 DRAWN = 2.5  # batch sharpness of one mini-batch, in gradients of it
 SOLVED = 15.0  # MiniBS of one mini-batch, in gradients of it
@@ -66,7 +66,7 @@ def cost(config: RunConfig, until: int | None = None) -> float:
     until = config.steps if until is None else until
     bounds = [0, *(change.step for change in config.schedule if change.step < until), until]
     stepping = sum((end - begin) * _step(config.at(begin)) for begin, end in itertools.pairwise(bounds))
-    total = stepping + (1 + until // config.measure_every) * MEASUREMENT
+    total = stepping + (1 + until // config.measure_every) * MEASUREMENT + (CHECK if until == config.steps else 0)
     if config.sample_every:
         total += (1 + until // config.sample_every) * _sample(config)
     if config.static_sizes:
@@ -96,7 +96,7 @@ def _sample(config: RunConfig) -> float:
     if config.sample_precision:
         lots = min(max((LOTS_SD / config.sample_precision) ** 2, 1.0), 100.0)
     drawn = config.batch_sharpness_draws * DRAWN + config.minibs_draws * SOLVED
-    return CHECK + drawn * share * lots + config.overlap_draws * OVERLAP
+    return drawn * share * lots + config.overlap_draws * OVERLAP
 
 
 @dataclass(frozen=True)

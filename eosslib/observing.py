@@ -110,7 +110,7 @@ class Observer:
         return bool(self.config.sample_every) and moment.step % self.config.sample_every == 0
 
     def _sharpness(self, moment: Moment) -> tuple[Eigenpairs, Columns]:
-        """Solve for the top eigenpairs, from what the last solve found; where samples are due, from a random vector as well.
+        """Solve for the top eigenpairs, from what the last solve found; at the run's last step, from a random vector as well.
 
         Both look for an eigenvalue above the one they find, and know how likely they have missed one. The larger of the two is
         taken, and the second is recorded: it says how far the first was off.
@@ -121,7 +121,7 @@ class Observer:
         first = not moment.vectors.shape[1]
         probe = Probe(moment.probe) if first else Probe.carried(moment.probe, moment.random("probe"))
         pairs = top_eigenpairs(operator, moment.vectors, probe=probe, **options)
-        if self._samples_due(moment):
+        if moment.step == self.config.steps:
             second = top_eigenpairs(operator, moment.vectors[:, :0], probe=Probe(moment.random("eigen check")), **options)
             missed = second.values[:, 0] > pairs.values[:, 0] * (1 + tol)
             if bool(missed.any()):

@@ -37,10 +37,11 @@ class Run:
     ``frame`` has a row a measurement: ``step``, ``loss``, ``accuracy``, ``test_accuracy``, ``sharpness`` with
     ``sharpness_residual``, ``sharpness_products`` and ``sharpness_miss``, ``noise_variance``. ``sharpness_miss`` is the evidence
     that λ₁ is the largest eigenvalue: the probability that one which is larger by 1e-3 of ‖H‖ or more was overlooked
-    (``probing``). Where samples were due there are also ``sharpness_check``, the sharpness found from a random vector alone, and
-    ``batch_sharpness``, ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``, ``minibs_gap`` and ``overlap_…``
-    (``overlap.Overlap``), each with ``_se``, some with ``_draws``; at the first and the last step ``static_minibs_b`` and
-    ``static_gap_b`` for the batch sizes b of ``static_sizes``; where a window
+    (``probing``). The last row has ``sharpness_check``, the sharpness found from a random vector alone (in runs without
+    ``sharpness_miss`` every row with samples). Where samples were due there are also ``batch_sharpness``,
+    ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``, ``minibs_gap`` and ``overlap_…`` (``overlap.Overlap``), each
+    with ``_se``, some with ``_draws``; at the first and the last step ``static_minibs_b`` and ``static_gap_b`` for the batch
+    sizes b of ``static_sizes``; where a window
     ends ``raw_alpha`` and ``window_…`` (``windows.Stabilization``); along coupled steps, one a row, the columns of
     ``predicted.Coupled``.
     """

@@ -307,7 +307,7 @@ def test_a_warm_start_that_sits_on_a_smaller_eigenvalue_leaves_it(tiny: Settings
     assert float((state.vectors[0, 0] @ exact.vectors[0, 0]).abs()) == pytest.approx(1, abs=1e-5)
 
 
-def test_where_samples_are_due_the_larger_of_two_solves_is_taken_and_said_to_have_been_missed(
+def test_at_the_last_step_the_larger_of_two_solves_is_taken_and_said_to_have_been_missed(
     tiny: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, exact = trained_with_its_top_pairs(tiny(dtype="float64", steps=10, sample_every=10, eig_tol=1e-6))
