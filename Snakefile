@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from glob import glob
 
 from snakemake.exceptions import WorkflowError
 
@@ -28,12 +29,12 @@ ENGINE = [
 # What notebooks call besides.
 DRAWING = [
     f"eosslib/{module}.py"
-    for module in "analysis examples findings jackknife optimizers panels papers pictures plotting powerlaw prose record runs theory toys tracker".split()
-] + ["data/paper/values.yaml"]
+    for module in "analysis examples findings gaplines jackknife optimizers panels papers pictures plotting powerlaw prose record runs theory toys tracker".split()
+] + sorted(glob("data/paper/*"))
 
 # Whose docstrings make the API reference.
 PUBLIC = (
-    "tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife findings"
+    "tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife gaplines findings"
     " papers prose record plotting panels config runs datasets models losses curvature eigen flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})

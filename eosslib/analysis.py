@@ -109,6 +109,51 @@ def mean_gaps(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return means.assign(clear=means["mean"] > 2 * np.fmax(means.se, _in_time(table, "gap", by)))
 
 
+def deviation_from_paper(frame: pd.DataFrame, curves: pd.DataFrame, bin_size: int = 500, start: int = 1000) -> pd.DataFrame:
+    """Find how far our runs get from the curves that a paper published, where both are averaged over bins of steps.
+
+    A bin's averages are over those of its steps that both sides have, so that a rise between them is no deviation.
+
+    Args:
+        frame: Trajectories as ``runs.collect`` gives them; runs that diverged are left out.
+        curves: The paper's, as ``papers.curves`` gives them: ``entry``, ``batch_size``, ``step``, ``sharpness``.
+        bin_size: Steps in a bin.
+        start: First step of the first bin; what comes before is not compared.
+
+    Returns:
+        A row for each curve of which there are runs at some of its steps from ``start`` on: ``entry``, ``batch_size``,
+        ``full_batch``; ``step``, the first of the bin in which the mean over our seeds is furthest from the paper; ``deviation``,
+        that mean minus the paper's average there; ``spread``, the highest minus the lowest of our seeds' averages in the same bin,
+        NaN of one seed; ``plateau``, as ``deviation``, but of the bins that begin in our plateau, NaN where the curve ends before
+        it; all three in units of 2/η; ``seeds``, their number.
+
+    Raises:
+        ValueError: ``bin_size`` is not positive.
+    """
+    if bin_size < 1:
+        raise ValueError(f"a bin has at least one step, not {bin_size}")
+    curve = ["entry", "batch_size"]
+    ours = frame[~frame.diverged & frame.sharpness.notna() & (frame.step >= start)]
+    both = ours.merge(curves[[*curve, "step", "sharpness"]], on=[*curve, "step"], suffixes=("", "_paper"))
+    both["step"] = start + (both.step - start) // bin_size * bin_size
+    both["paper"], both["ours"] = both.sharpness_paper / both.threshold, both.sharpness / both.threshold
+    bins = both.groupby([*curve, "full_batch", "steps", "step", "seed"])[["ours", "paper"]].mean().reset_index("seed")
+    bins = bins.groupby(level=[*curve, "full_batch", "steps", "step"]).agg(
+        deviation=("ours", "mean"), paper=("paper", "mean"), high=("ours", "max"), low=("ours", "min"), seeds=("seed", "count")
+    )
+    bins = bins.reset_index()
+    bins["deviation"] -= bins.paper
+    bins["spread"] = (bins.high - bins.low).where(bins.seeds > 1)
+    late = _furthest(bins[bins.step > (1 - PLATEAU) * bins.steps], curve).rename(columns={"deviation": "plateau"})
+    columns = [*curve, "full_batch", "step", "deviation", "spread", "seeds"]
+    return _furthest(bins, curve)[columns].merge(late[[*curve, "plateau"]], on=curve, how="left")
+
+
+def _furthest(bins: pd.DataFrame, curve: Sequence[str]) -> pd.DataFrame:
+    """Keep the bin of each curve with the largest deviation."""
+    return bins.loc[bins.deviation.abs().groupby([bins[key] for key in curve]).idxmax()]
+
+
 def closed_form(frame: pd.DataFrame) -> pd.DataFrame:
     """Predict every run's gap from α, β, σ_u² and E[x²] of its own plateau, with no fitted constant, and measure it.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from pandas.api.typing import NAType
 
 from eosslib.papers import Value
-from eosslib.powerlaw import PowerLaw, plus_minus
+from eosslib.powerlaw import PowerLaw, number, plus_minus
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,30 @@ class Findings(Mapping[str, Finding]):
         """
         whose = "" if fit.seeds_se is not None or quantity is None else ", ± of the regression"
         self.number(key, quantity and quantity + whose, fit.slope, fit.error, paper)
+
+    def deviations(self, table: pd.DataFrame, names: Mapping[str, str]) -> None:
+        """Add how far runs get from a paper's curves, below ``curve.<entry>`` for each curve, which is ``gd`` or such as ``b50``.
+
+        ``<curve>.deviation`` stands in tables; ``step``, ``spread`` and ``plateau`` beside it are for the text, and so are
+        ``curve.<entry>.sgd.count``, the curves of SGD of which several seeds are there, and ``….within``, those among them that
+        deviate by no more than the spread of the seeds.
+
+        Args:
+            table: As ``analysis.deviation_from_paper`` gives it.
+            names: Entry → what to call it.
+        """
+        for entry, part in table.groupby("entry", sort=False):
+            for _, row in part.iterrows():
+                key, which = ("gd", "GD") if row.full_batch else (f"b{row.batch_size}", f"b = {row.batch_size:,}")
+                at = f"from step {row.step:,}"
+                at += f", where {row.seeds} seeds spread by {number(row.spread)}" if row.seeds > 1 else ""
+                quantity = f"largest deviation from the paper's curve, over 2/η, {names[str(entry)]}, {which} ({at})"
+                self.number(f"curve.{entry}.{key}.deviation", quantity, row.deviation)
+                for column in ("step", "spread", "plateau"):
+                    self.number(f"curve.{entry}.{key}.{column}", None, row[column])
+            sgd = part[~part.full_batch & (part.seeds > 1)]
+            self.number(f"curve.{entry}.sgd.count", None, len(sgd))
+            self.number(f"curve.{entry}.sgd.within", None, (sgd.deviation.abs() <= sgd.spread).sum())
 
     def table(self) -> pd.DataFrame:
         """Findings with a quantity as a table: quantity, ours, paper."""

@@ -1,4 +1,4 @@
-"""Panels for the figures of the EoSS paper: the three sharpnesses over training and against batch size, changes of settings."""
+"""Panels of single figures: gaps of networks, the EoSS paper's three sharpnesses, changes of settings, a tracker's table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from eosslib import analysis, plotting
+from eosslib import analysis, plotting, powerlaw
+from eosslib.powerlaw import PowerLaw
 
 QUANTITIES = {"minibatch_sharpness": "MiniBS", "batch_sharpness": "batch sharpness", "sharpness": "FullBS"}
 UNDER_THE_LABEL = 0.42  # inches below the axes: under the ticks' numbers and "step"
@@ -103,6 +104,27 @@ def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str],
         ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
     from_zero(axes)
     axes[-1].set_xlabel("step")
+
+
+def relative_gaps(ax: Axes, gap: pd.DataFrame, fits: Mapping[str, PowerLaw], names: Mapping[str, str]) -> None:
+    """Draw the gaps of all networks in units of 2/η against batch size, each with its line and, in the legend, its slope.
+
+    Args:
+        ax: Where to draw.
+        gap: As ``analysis.mean_gaps`` gives it, by ``entry``, ``model``, ``threshold`` and ``batch_size``.
+        fits: Entry → the fit to be drawn; a network without one has points alone.
+        names: Entry → what to call it.
+    """
+    relative = gap.assign(mean=gap["mean"] / gap.threshold, se=gap.se / gap.threshold)
+    for entry, part in relative.groupby("entry", sort=False):
+        model, line, name = part.model.iloc[0], None, names[str(entry)]
+        if entry in fits:
+            used = part[part.batch_size.isin(fits[str(entry)].x)]
+            line = powerlaw.fit(used.batch_size, used["mean"])
+            name += f": {powerlaw.number(line.slope, 2)}"
+        style: dict[str, Any] = {"color": plotting.MODEL_COLORS[model], "marker": plotting.MODEL_MARKERS[model]}
+        plotting.power_law(ax, part, line, name=name, **style)
+    plotting.plain_ticks(ax, sorted(gap.batch_size.unique()))
 
 
 def relative(ax: Axes, frame: pd.DataFrame) -> None:

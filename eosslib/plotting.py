@@ -5,7 +5,7 @@ Colours are viridis and seaborn's ``colorblind``; sizes are for a column of 3.4 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from eosslib import powerlaw
 from eosslib.powerlaw import PowerLaw, number
 from eosslib.runs import atomic
 
 PAGE = 7.0  # inches
+PAPER_COLOR = "0.5"  # of what a paper shows, beneath ours
 MODEL_LABELS = {
     "fc-tanh": "FC-tanh",
     "fc-relu": "FC-ReLU",
@@ -109,6 +111,16 @@ def settings(frame: pd.DataFrame) -> str:
     return f"{text} Diverged: {'; '.join(runs)}." if runs else text
 
 
+def sizes(names: Mapping[str, str], of: Mapping[str, Collection[int]]) -> str:
+    """List batch sizes by network; a network without any is left out.
+
+    Example:
+        >>> sizes({"fc": "FC", "cnn": "CNN"}, {"fc": [50, 1500], "cnn": []})
+        'FC, b = 50, 1500'
+    """
+    return "; ".join(f"{names[entry]}, b = {', '.join(map(str, some))}" for entry, some in of.items() if len(some))
+
+
 def batch_colors(sizes: Iterable[int], n: int) -> dict[int, tuple[float, float, float, float]]:
     """Give each batch size its colour, the same in all figures of n examples: dark is n/100, light n/2, logarithmic in b."""
     ends = np.log([n / 100, n / 2])
@@ -147,6 +159,29 @@ def trajectories(ax: Axes, frame: pd.DataFrame, sizes: Sequence[int] | None = No
         if sizes is None or size in sizes:
             _line(ax, sgd[sgd.batch_size == size], color=colors[size], label=f"b = {size:,}")
     _gradient_descent(ax, frame)
+
+
+def paper_curves(ax: Axes, curves: pd.DataFrame) -> None:
+    """Draw the sharpness that a paper shows against steps, thin and grey beneath ours, under one name in the legend.
+
+    Args:
+        ax: Where to draw.
+        curves: As ``papers.curves`` gives them, of one network; of none nothing is drawn.
+    """
+    for index, (_, curve) in enumerate(curves.groupby("batch_size")):
+        ax.plot(curve.step, curve.sharpness, color=PAPER_COLOR, lw=0.8, zorder=1.5, label=None if index else "the paper's")
+
+
+def paper_gaps(ax: Axes, points: pd.DataFrame) -> None:
+    """Draw the gaps that a paper shows against batch size, grey squares beneath ours, with the slope of their line in the legend.
+
+    Args:
+        ax: Where to draw.
+        points: As ``papers.gaps`` gives them, of one network; of none nothing is drawn.
+    """
+    if len(points):
+        name = f"the paper's: {number(powerlaw.fit(points.batch_size, points.gap).slope, 2)}"
+        ax.plot(points.batch_size, points.gap, "s", color=PAPER_COLOR, ms=3, zorder=1.5, label=name)
 
 
 def noise_trajectories(ax: Axes, frame: pd.DataFrame, noises: Sequence[str]) -> None:
@@ -212,15 +247,22 @@ def power_law(ax: Axes, summary: pd.DataFrame, fit: PowerLaw | None, *, color: o
     Args:
         ax: Where to draw.
         summary: ``batch_size``, ``mean``, ``se`` as ``analysis.over_seeds`` gives them; values that are not positive have no
-            place on a log axis and are left out (say so beside the figure). Where ``clear`` is there and False the mark is open.
+            place on a log axis and are left out (say so beside the figure). Where ``clear`` is there and False the mark is open;
+            where ``fitted`` is there and False it is a cross.
         fit: The fit, or None.
         color: Of points, line and band.
         marker: Of the points.
         name: In the legend.
     """
     shown = summary[summary["mean"] > 0]
+    style: dict[str, Any] = {"color": color, "ms": 4, "capsize": 2, "lw": 1}
+    if "fitted" in shown:
+        outside, shown = shown[~shown.fitted], shown[shown.fitted]
+        if len(outside):
+            errors = log_errors(outside["mean"], outside.se)
+            ax.errorbar(outside.batch_size, outside["mean"], yerr=errors, fmt="x", **style)
     errors = log_errors(shown["mean"], shown.se)
-    ax.errorbar(shown.batch_size, shown["mean"], yerr=errors, fmt=marker, color=color, ms=4, capsize=2, lw=1, label=name or None)
+    ax.errorbar(shown.batch_size, shown["mean"], yerr=errors, fmt=marker, label=name or None, **style)
     if "clear" in shown:
         lost = shown[~shown.clear]
         ax.plot(lost.batch_size, lost["mean"], marker, color=color, mfc="white", ms=4, zorder=3)

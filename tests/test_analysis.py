@@ -338,3 +338,71 @@ def test_the_factor_of_a_static_gap_is_that_of_its_own_run():
     columns = ("minibs_0008", "minibs_0008_se", "gap_0008", "gap_0008_se")
     table = analysis.static_gaps(pd.concat([run[-1:].assign(**{f"static_{c}": 1.0 for c in columns}) for run in runs]))
     assert table.factor.tolist() == pytest.approx([992 / (8 * 999), 1 / 8, 1 / (8 * 8)])
+
+
+def paper_curve(batch_size: int, steps: np.ndarray, values: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"entry": "fc-tanh", "batch_size": batch_size, "step": steps, "sharpness": values})
+
+
+STEPS = 100 * np.arange(41)  # those of ``trajectory``
+
+
+def test_a_deviation_from_a_papers_curve_is_that_of_the_bin_where_it_is_largest_and_the_spread_is_that_of_the_seeds_there():
+    paper = np.full(41, 15.0)
+    seeds = [paper + 1.0 + 2.0 * seed for seed in (0, 1, 2)]  # 1, 3 and 5 above the paper
+    for values in seeds:
+        values[(STEPS >= 2500) & (STEPS < 3000)] -= 7.0  # their mean is 4 below it
+    frame = pd.concat([trajectory(10, seed, values) for seed, values in enumerate(seeds)])
+    row = analysis.deviation_from_paper(frame, paper_curve(10, STEPS, paper)).iloc[0]
+    assert (row.step, row.seeds) == (2500, 3)
+    assert (row.deviation, row.spread) == (pytest.approx(-4 / 20), pytest.approx(4 / 20))
+    assert row.plateau == pytest.approx(3 / 20)  # the last quarter begins behind step 3000
+
+
+def test_steps_before_the_first_bin_are_not_compared_with_a_papers_curve():
+    values = np.where(STEPS < 1000, 50.0, 10.0)
+    row = analysis.deviation_from_paper(trajectory(10, 0, values), paper_curve(10, STEPS, np.full(41, 8.0))).iloc[0]
+    assert row.deviation == pytest.approx(2 / 20)
+
+
+def test_one_seed_has_no_spread_beside_its_deviation_from_a_papers_curve():
+    row = analysis.deviation_from_paper(trajectory(10, 0, np.full(41, 9.0)), paper_curve(10, STEPS, np.full(41, 8.0))).iloc[0]
+    assert np.isnan(row.spread)
+
+
+def test_a_rise_is_no_deviation_from_a_papers_curve_that_has_few_of_its_steps():
+    rise, few = STEPS / 100.0, np.array([1000, 1100, 1900, 2000, 3400])
+    row = analysis.deviation_from_paper(trajectory(10, 0, rise), paper_curve(10, few, few / 100.0)).iloc[0]
+    assert row.deviation == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_deviation_from_a_papers_curve_moves_with_the_curve_and_its_spread_does_not(seed):
+    rng = np.random.default_rng(seed)
+    runs = pd.concat([trajectory(10, run, 20.0 + rng.standard_normal(41)) for run in range(3)])
+    paper, lift = 20.0 + rng.standard_normal(41), 100.0  # far more than what fluctuates, so that each bin's deviation has one sign
+    low, high = (analysis.deviation_from_paper(runs, paper_curve(10, STEPS, paper + by)).iloc[0] for by in (-lift, lift))
+    assert low.deviation > 0 > high.deviation
+    every = [analysis.deviation_from_paper(runs, paper_curve(10, STEPS, paper + by)).iloc[0] for by in (lift, 2 * lift)]
+    assert every[1].deviation == pytest.approx(every[0].deviation - lift / 20)
+    assert every[1].spread == pytest.approx(every[0].spread)
+
+
+@pytest.mark.parametrize("scale", [0.1, 7.0])
+def test_a_deviation_from_a_papers_curve_is_in_units_of_the_threshold(scale):
+    runs = pd.concat([trajectory(10, run, 18.0 + run + np.sin(STEPS / 300.0)) for run in range(2)])
+    one = analysis.deviation_from_paper(runs, paper_curve(10, STEPS, np.full(41, 17.0)))
+    scaled = runs.assign(sharpness=scale * runs.sharpness, threshold=scale * runs.threshold)
+    other = analysis.deviation_from_paper(scaled, paper_curve(10, STEPS, np.full(41, scale * 17.0)))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_runs_that_diverged_and_batch_sizes_without_runs_have_no_deviation_from_a_papers_curve():
+    curves = pd.concat([paper_curve(b, STEPS, np.full(41, 8.0)) for b in (10, 20)])
+    assert analysis.deviation_from_paper(trajectory(10, 0, np.full(41, 9.0), diverged=True), curves).empty
+    assert analysis.deviation_from_paper(trajectory(20, 0, np.full(41, 9.0)), curves).batch_size.tolist() == [20]
+
+
+def test_a_bin_without_steps_is_refused():
+    with pytest.raises(ValueError, match="at least one step"):
+        analysis.deviation_from_paper(trajectory(10, 0, np.zeros(41)), paper_curve(10, STEPS, np.zeros(41)), bin_size=0)

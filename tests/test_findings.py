@@ -96,3 +96,16 @@ def test_means_that_are_missing_are_dashes_in_a_table():
 @pytest.mark.parametrize("missing", [pd.Series([2.0, np.nan], dtype="Float64").gt(1).iloc[1], float("nan"), np.float64("nan")])
 def test_a_claim_about_a_run_that_is_missing_is_neither_kept_nor_broken(missing):
     assert findings.words({"a": missing, "b": np.True_, "c": False}) == {"a": "not measured", "b": "holds", "c": "does not hold"}
+
+
+def test_a_deviation_from_a_papers_curve_is_a_finding_of_its_own_and_those_within_the_spread_of_the_seeds_are_counted(found):
+    rows = [(50, False, 0.02, 0.03, 3), (100, False, -0.04, 0.03, 3), (200, False, 0.1, np.nan, 1), (5000, True, 0.01, 0.02, 3)]
+    table = pd.DataFrame(rows, columns=["batch_size", "full_batch", "deviation", "spread", "seeds"])
+    found.deviations(table.assign(entry="fc-tanh", step=1500, plateau=0.001), {"fc-tanh": "FC-tanh"})
+    deviations = {key: finding.ours for key, finding in found.items() if key.endswith(".deviation")}
+    assert deviations == {
+        f"curve.fc_tanh.{curve}.deviation": d
+        for curve, d in zip(("b50", "b100", "b200", "gd"), (0.02, -0.04, 0.1, 0.01), strict=True)
+    }
+    assert len(found.table()) == 4
+    assert (found["curve.fc_tanh.sgd.count"].ours, found["curve.fc_tanh.sgd.within"].ours) == (2, 1)

@@ -93,8 +93,22 @@ def cross_entropy_at_four_times_the_step_size(frame: pd.DataFrame) -> pd.DataFra
     return frame.assign(threshold=frame.threshold.where(frame.loss_name == "mse", frame.threshold / 4))
 
 
-def claims_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Run the cells of a notebook on the committed digits runs, changed, and return its claims."""
+def in_the_papers_set_up(frame: pd.DataFrame) -> pd.DataFrame:
+    """The digits' runs as if they were those of the gap paper; its CNN is another one than the digits'."""
+    threshold, n = 200.0, 5000
+    return frame.assign(
+        dataset="cifar10",
+        train_size=n,
+        lr=2 / threshold,
+        threshold=threshold,
+        sharpness=frame.sharpness * threshold / frame.threshold,
+        batch_size=frame.batch_size.mask(frame.full_batch, n),
+        model=frame.model.replace("cnn", "cnn-tanh"),
+    )
+
+
+def values_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Run the cells of a notebook on the committed digits runs, changed, and return its names and, under ``made``, its claims."""
     collect, claim, made = runs.collect, Record.claim, {}
 
     def changed(*args: object) -> pd.DataFrame:
@@ -113,7 +127,11 @@ def claims_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeyp
         if "parameters" in cell.metadata.get("tags", []):
             values |= {"preset": "digits", "runs_folder": str(PRESET_FOLDER.parent / "data/reference/digits")}
     plt.close("all")
-    return made
+    return {**values, "made": made}
+
+
+def claims_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    return values_of(name, change, monkeypatch)["made"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of Matplotlib, about empty panels
@@ -137,3 +155,25 @@ def test_each_loss_is_held_against_its_own_threshold(monkeypatch):
     claim = "with cross-entropy the mean peak lies below 2/η"
     assert claims_of("03", lambda frame: frame, monkeypatch)[claim]
     assert not claims_of("03", cross_entropy_at_four_times_the_step_size, monkeypatch)[claim]
+
+
+@pytest.mark.parametrize(("name", "shown"), [("01", {"fc_tanh", "cnn_mse"}), ("03", {"cnn_mse", "cnn_ce"})])
+def test_each_curve_of_the_papers_set_up_is_drawn_and_has_its_deviation(name, shown, monkeypatch):
+    values = values_of(name, in_the_papers_set_up, monkeypatch)
+    keys = {key.split(".")[1] for key in values["record"].findings if key.endswith(".gd.deviation")}
+    assert keys == shown
+    for ax in values["fig"].axes:
+        assert "the paper's" in {line.get_label() for line in ax.get_lines()}
+
+
+def test_the_gaps_of_the_papers_set_up_are_fitted_over_the_papers_batch_sizes(monkeypatch):
+    values = values_of("02", in_the_papers_set_up, monkeypatch)
+    for fit in values["whole"].values():
+        assert set(fit.x) == {50, 75, 100, 150, 200, 300, 750}  # those of the digits' that are among the eleven
+
+
+@pytest.mark.parametrize("name", ["01", "02", "03"])
+def test_runs_of_another_set_up_have_nothing_of_the_papers_beside_them(name, monkeypatch):
+    values = values_of(name, lambda frame: frame, monkeypatch)
+    assert not [key for key in values["record"].findings if key.startswith(("curve.", "gap.slope_to_750"))]
+    assert not [line for ax in values["fig"].axes for line in ax.get_lines() if str(line.get_label()).startswith("the paper's")]

@@ -25,6 +25,7 @@ WITHOUT_TORCH = [
     "runs",
     "analysis",
     "findings",
+    "gaplines",
     "papers",
     "prose",
     "record",

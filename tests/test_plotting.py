@@ -81,6 +81,26 @@ def test_a_gap_that_is_not_clear_has_an_open_mark():
     assert (marks.get_xdata().tolist(), marks.get_markerfacecolor()) == ([50], "white")
 
 
+def test_a_gap_outside_the_line_is_a_cross():
+    _, ax = plt.subplots()
+    summary = analysis.over_seeds(analysis.gaps(analysis.plateaus(family())), "gap", ["batch_size"])
+    plotting.power_law(ax, summary.assign(fitted=summary.batch_size != 50), None, color="C0")
+    marks = {line.get_marker(): line.get_xdata().tolist() for line in (container.lines[0] for container in ax.containers)}
+    assert marks == {"x": [50], "o": [10, 20, 100, 200]}
+
+
+def test_a_papers_curves_lie_beneath_ours_under_one_name():
+    _, ax = plt.subplots()
+    plotting.trajectories(ax, family())
+    ours = ax.get_lines()
+    curve = pd.DataFrame({"batch_size": [10, 10, 20, 20], "step": [0, 100] * 2, "sharpness": [1.0, 2.0] * 2})
+    plotting.paper_curves(ax, curve)
+    theirs = [line for line in ax.get_lines() if line not in ours]
+    assert len(theirs) == 2
+    assert max(line.get_zorder() for line in theirs) < min(line.get_zorder() for line in ours)
+    assert ax.get_legend_handles_labels()[1].count("the paper's") == 1
+
+
 def test_panels_that_start_at_zero_reach_the_highest_line_of_any_of_them():
     _, axes = plt.subplots(1, 2, sharey=True)
     for ax, top in zip(axes, (1.0, 3.0), strict=True):
