@@ -1,10 +1,10 @@
 """How far the committed plateaus of sharpness were off: old and new solver along trainings made again without measuring.
 
-    python benchmarks/affected.py [--preset digits] [--write] GROUP …     groups as `python -m eosslib list` names them
+    python benchmarks/affected.py [--tight 1e-6] [--write] PRESET/GROUP …     groups as `python -m eosslib list` names them
 
 At a hundred evenly spaced steps of seed 0 λ_max is solved for as it was (where the residual is small) and as it is (with a probe),
-each from what its own last solve left, and by a tight solve from nothing (residual 1e-6, probability of a miss 1e-9), the
-reference. Shifts of the plateau, the mean over the last quarter, are in units of 2/η; a miss is an error above 1e-3.
+each from what its own last solve left, and by a tight solve from nothing (its residual is in the table, the probability of a miss
+1e-9), the reference. Shifts of the plateau, the mean over the last quarter, are in units of 2/η; a miss is an error above 1e-3.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Solver:
         self.products.append(int(self.last.products))
 
 
-def compare(run: config.RunConfig) -> str:
+def compare(run: config.RunConfig, tight: float) -> str:
     """Train again and solve: the cells of a table's row."""
     trainer = Trainer([run])
     trainer.state.step, size = 0, trainer.objective.network.size
@@ -59,9 +59,9 @@ def compare(run: config.RunConfig) -> str:
         if step > trainer.state.step:
             trainer.advance(step)
         hessian = Hessian(trainer.objective, trainer.state.theta, trainer.x, trainer.y)
-        tight = Probe(torch.randn(1, size, generator=generator("reference", step)), miss=1e-9)
+        probe = Probe(torch.randn(1, size, generator=generator("reference", step)), miss=1e-9)
         nothing = torch.zeros(1, 0, size)
-        truth.append(float(eigen.top_eigenpairs(hessian, nothing, tol=1e-6, max_products=1000, probe=tight).values))
+        truth.append(float(eigen.top_eigenpairs(hessian, nothing, tol=tight, max_products=1000, probe=probe).values))
         for solver in solvers:
             solver.solve(hessian, step)
     reference, cells = np.array(truth), []
@@ -77,16 +77,17 @@ def compare(run: config.RunConfig) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="+")
-    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--tight", type=float, default=1e-6, help="relative residual of the reference")
     parser.add_argument("--write", action="store_true", help="write benchmarks/AFFECTED.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    preset = config.load_preset(args.preset)
     half = "missed | worst | shift of the plateau | products"
-    lines = [f"| group | before: {half} | now: {half} |", "| :-- |" + " --: |" * 8]
+    lines = [f"| group | reference | before: {half} | now: {half} |", "| :-- |" + " --: |" * 9]
     print("\n".join(lines))
     for name in args.groups:
-        lines.append(f"| {name} | {compare(preset.groups[name].runs[0])} |")
+        preset, group = name.split("/", 1)
+        run = config.load_preset(preset).groups[group].runs[0]
+        lines.append(f"| {name} | {args.tight:.0e} | {compare(run, args.tight)} |")
         print(lines[-1], flush=True)
     if args.write:
         pages.write(PAGE, "What the solver had missed", __doc__, lines)
