@@ -93,6 +93,17 @@ def group_data(wildcards):
     return [] if dataset in ("digits", "topics") else ancient(f"data/{dataset}_5k.npz")
 
 
+def turn(wildcards):
+    """Figures come in their order, each as soon as its runs are there, and so do the runs."""
+    first_to_last = list(PRESET.notebooks)
+    if "group" in wildcards.keys():
+        entry = PRESET.groups[wildcards.group].entry
+        shows = [name for name in first_to_last if entry in PRESET.notebooks[name]]
+    else:
+        shows = [wildcards.notebook]
+    return len(first_to_last) - first_to_last.index(shows[0]) if shows else 0
+
+
 def notebook_runs(wildcards):
     """The run files a notebook shows."""
     return group_files(PRESET.select(PRESET.notebooks[wildcards.notebook]))
@@ -175,6 +186,7 @@ for part, seeds in enumerate(SEED_PARTS):
             expand(f"data/runs/{PRESET.name}/{{{{group}}}}/seed{{seed}}.parquet", seed=seeds),
         log:
             f"{LOGS}/train/{{group}}{part or ''}.log",
+        priority: turn
         conda:
             "environment.yml"
         threads: 1
@@ -205,7 +217,7 @@ rule notebook:
         pdf=f"{FIGURES}/{{notebook}}.pdf",
     log:
         f"{LOGS}/{{notebook}}.log",
-    priority: 1  # as soon as its runs are there: figures come early, and no core waits for the last of them
+    priority: turn
     conda:
         "environment.yml"
     resources:
@@ -232,7 +244,7 @@ rule html:
         report(f"{FIGURES}/{{notebook}}.html", category="Pages", labels={"page": "{notebook}"}),
     log:
         f"{LOGS}/{{notebook}}.html.log",
-    priority: 1
+    priority: turn
     conda:
         "environment.yml"
     resources:
