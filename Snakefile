@@ -15,6 +15,7 @@ from glob import glob
 
 from snakemake.exceptions import WorkflowError
 
+from eosslib import catalogue
 from eosslib import config as presets
 from eosslib.errors import ConfigError
 
@@ -29,13 +30,13 @@ ENGINE = [
 # What notebooks call besides.
 DRAWING = [
     f"eosslib/{module}.py"
-    for module in "analysis examples findings gaplines jackknife optimizers panels papers pictures plotting powerlaw prose record runs theory toys tracker".split()
+    for module in "analysis catalogue examples findings gaplines jackknife optimizers panels papers pictures plotting powerlaw prose record runs theory toys tracker".split()
 ] + sorted(glob("data/paper/*"))
 
 # Whose docstrings make the API reference.
 PUBLIC = (
-    "tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife gaplines findings"
-    " papers prose record plotting panels config runs datasets models losses curvature eigen flat automatic errors"
+    "catalogue tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife gaplines findings"
+    " papers prose record plotting panels settings config runs datasets models losses curvature eigen flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})
 
@@ -88,9 +89,9 @@ def group_settings(wildcards):
 
 
 def group_data(wildcards):
-    """The data file a group needs; the digits come with scikit-learn, the text with Python."""
-    dataset = PRESET.groups[wildcards.group].runs[0].dataset
-    return [] if dataset in ("digits", "topics") else ancient(f"data/{dataset}_5k.npz")
+    """The data file a group needs, if its data come with no package."""
+    file = catalogue.DATASETS[PRESET.groups[wildcards.group].runs[0].dataset].file
+    return ancient(f"data/{file}") if file else []
 
 
 def turn(wildcards):

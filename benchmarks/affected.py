@@ -20,6 +20,7 @@ import torch
 from eosslib import config, eigen
 from eosslib.curvature import Hessian
 from eosslib.probing import Probe
+from eosslib.settings import RunConfig
 from eosslib.streams import generator
 from eosslib.training import Trainer
 
@@ -50,7 +51,7 @@ class Solver:
         self.products.append(int(self.last.products))
 
 
-def compare(run: config.RunConfig, tight: float) -> str:
+def compare(run: RunConfig, tight: float) -> str:
     """Train again and solve: the cells of a table's row."""
     trainer = Trainer([run])
     trainer.state.step, size = 0, trainer.objective.network.size

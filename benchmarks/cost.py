@@ -33,22 +33,23 @@ import scipy
 import torch
 from torch import nn
 
-from eosslib import config, datasets, eigen, measurements, models, runs
+from eosslib import catalogue, config, datasets, eigen, measurements, models, runs
 from eosslib import products as matrices
 from eosslib.curvature import Hessian, full_gradient
 from eosslib.devices import choose_device, float32_products, processor
 from eosslib.errors import DataError
 from eosslib.flat import Objective, StackedNetwork
 from eosslib.sampling import batches
+from eosslib.settings import RunConfig
 from eosslib.training import Trainer
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-SETTINGS = config.RunConfig(
+SETTINGS = RunConfig(
     model="fc-tanh", loss="mse", batch_size=50, lr=0.01, steps=1_000_000, dataset="cifar10", train_size=5000, width=200
 )
-WIDTH = {"fc-tanh": 200, "fc-relu": 200, "cnn": 32, "cnn-tanh": 32}
-# Entries of the cifar10 preset, which says how often it measures.
-ENTRY = {"fc-tanh": "fc-tanh", "fc-relu": "fc-relu", "cnn": "cnn-mse", "cnn-tanh": "cnn-mse"}
+WIDTH = {name: model.width for name, model in catalogue.MODELS.items() if model.width}
+# Entries of the cifar10 preset, which says how often it measures; else they are called as their networks.
+ENTRY = {"cnn": "cnn-mse", "cnn-tanh": "cnn-mse"}
 SHARPENING = 5000  # steps of it, about, in which the sharpness still rises
 
 PRODUCT, TF32 = "Hessian product at kept passes", "λ_max cold, TF32"
@@ -378,7 +379,7 @@ def report(model: str, args: argparse.Namespace) -> str:
         for label, found in results.items()
         if isinstance(found, measurements.Estimate)
     }
-    preset = config.load_preset("cifar10").select([ENTRY[model]])[0].runs[0]
+    preset = config.load_preset("cifar10").select([ENTRY.get(model, model)])[0].runs[0]
     every, sampled_every, wanted = preset.measure_every, preset.sample_every, preset.sample_precision
     # Draws scatter independently; they are made in lots of 40.
     lots = {label: min(max(1, math.ceil((error / wanted) ** 2)), measurements.MAX_LOTS) for label, error in errors.items()}
@@ -435,9 +436,9 @@ def listed(parts: Iterable[float]) -> str:
 
 def products_in_runs(model: str) -> dict[str, float]:
     """Return how many products a solve took in the committed runs, the preset's number of steps after the last one."""
-    if config.load_preset("cifar10").select([ENTRY[model]])[0].runs[0].model != model:
+    if config.load_preset("cifar10").select([ENTRY.get(model, model)])[0].runs[0].model != model:
         return {}
-    files = sorted((runs.ROOT / "data" / "reference" / "cifar10" / ENTRY[model]).glob("*/seed*.parquet"))
+    files = sorted((runs.ROOT / "data" / "reference" / "cifar10" / ENTRY.get(model, model)).glob("*/seed*.parquet"))
     # Seed 0 was trained when a solve started from the last top vector alone.
     files = [file for file in files if file.stem != "seed0"] or files
     if not files:

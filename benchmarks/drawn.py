@@ -17,10 +17,11 @@ from typing import Any
 import pages
 import torch
 
-from eosslib import config, datasets, eigen, measurements
+from eosslib import datasets, eigen, measurements
 from eosslib.curvature import Hessian
 from eosslib.flat import Objective
 from eosslib.probing import Probe
+from eosslib.settings import RunConfig
 from eosslib.streams import generator
 from eosslib.training import Trainer
 
@@ -56,7 +57,7 @@ def main() -> int:
     data = datasets.load("digits", 1500)
     for model, size, steps, lr in CASES:
         shape: dict[str, Any] = {"width": 8 if model == "cnn" else 64, "init_scale": 1.0 if model == "fc-tanh" else 0.5, "lr": lr}
-        run = config.RunConfig(model=model, loss="mse", batch_size=size, steps=steps, dataset="digits", train_size=1500, **shape)
+        run = RunConfig(model=model, loss="mse", batch_size=size, steps=steps, dataset="digits", train_size=1500, **shape)
         trainer = Trainer([run], data=data)
         trainer.state.step = 0
         trainer.advance(steps)

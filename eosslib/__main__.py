@@ -9,6 +9,7 @@ python -m eosslib describe data/runs/digits/fc-tanh/b0050/seed0.parquet
 python -m eosslib index figures/digits digits      figures/digits/index.html, results.md
 python -m eosslib site                             figures/index.html
 python -m eosslib readme                           the scoreboard of README.md
+python -m eosslib schema                           eosslib/preset.schema.json, from the settings of a run
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 
 from eosslib import runs
-from eosslib.config import PRESET_FOLDER, Group, Preset, load_preset
+from eosslib.config import PRESET_FOLDER, SCHEMA_FILE, Group, Preset, load_preset, write_schema
 from eosslib.errors import ConfigError, EosslibError, Interrupted
 from eosslib.processes import end_with
 
@@ -126,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
 
     readme = commands.add_parser("readme", help="write the scoreboard of README from the records of the figures")
     readme.set_defaults(run=_readme)
+
+    schema = commands.add_parser("schema", help="write the JSON schema with which editors complete and check presets")
+    schema.set_defaults(run=_schema)
     return parser
 
 
@@ -248,6 +252,11 @@ def _readme(args: argparse.Namespace) -> int:
     from eosslib.gallery import scoreboard, write_readme
 
     print(write_readme(runs.ROOT / "README.md", scoreboard(runs.ROOT / "figures")))
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    print(write_schema(SCHEMA_FILE))
     return 0
 
 

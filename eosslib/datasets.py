@@ -1,4 +1,4 @@
-"""Data sets by name, as standardised tensors on the device, with one-hot targets.
+"""The data sets named in ``catalogue``, as standardised tensors on the device, with one-hot targets.
 
 ``digits``: scikit-learn's 1,797 handwritten digits (inside the package, no download), standardised by one mean and one
 standard deviation. ``cifar10``: images 0–999 of each of the five CIFAR-10 training batches and the first 1,000 test
@@ -20,7 +20,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -28,17 +28,18 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from eosslib import catalogue
 from eosslib.errors import DataError
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
-CIFAR_FILE = "cifar10_5k.npz"
+CIFAR_FILE = str(catalogue.DATASETS["cifar10"].file)
 # SHA-256 over names and contents of the arrays, so that it does not depend on how the file was compressed.
 CIFAR_SHA256 = "29ba0cfe2726c71d1d80b59c4b00b51bd488464064fbc4e804199584babe522b"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 CONTEXT = 16  # characters of an example
 TEST_TOPICS = 500  # test examples
 
-_Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images, labels; for training, for testing
+Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images, labels; for training, for testing
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def load(
     """Load a data set.
 
     Args:
-        name: ``digits``, ``cifar10`` or ``topics``.
+        name: One of ``catalogue.DATASETS``.
         train_size: Number of training examples to use: the first images of the set; of text, examples spread evenly over all
             of it. The digits that are left are the test images; of all 1,797 none is, and there is no test accuracy.
         device: Where the tensors go.
@@ -85,28 +86,31 @@ def load(
     Raises:
         DataError: The name is unknown, the file is missing or corrupt, or ``train_size`` is below 1 or above what there is.
     """
-    if name not in _SETS:
-        raise DataError(f"unknown data set '{name}'; there are {', '.join(_SETS)}")
+    if name not in catalogue.DATASETS:
+        raise DataError(f"unknown data set '{name}'; there are {', '.join(catalogue.DATASETS)}")
     if train_size < 1:
         raise DataError(f"{train_size} training examples were asked for: ask for at least 1")
-    read, classes, axes = _SETS[name]
-    images, labels, test_images, test_labels = read(train_size, folder or DATA_FOLDER)
+    row = catalogue.DATASETS[name]
+    images, labels, test_images, test_labels = row.load()(train_size, folder or DATA_FOLDER)
     if train_size > len(images):
         raise DataError(f"{name} has {len(images)} training examples, {train_size} were asked for")
     images, labels = images[:train_size].astype(np.float64), labels[:train_size]
-    mean, std = (images.mean(axis=axes, keepdims=True), images.std(axis=axes, keepdims=True)) if axes else (0.0, 1.0)
+    mean, std = 0.0, 1.0
+    if row.axes:
+        mean, std = images.mean(axis=row.axes, keepdims=True), images.std(axis=row.axes, keepdims=True)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor((array - mean) / std).to(device=device, dtype=dtype)
 
     def one_hot(array: np.ndarray) -> torch.Tensor:
-        hot = torch.nn.functional.one_hot(torch.as_tensor(array, dtype=torch.int64), classes)
+        hot = torch.nn.functional.one_hot(torch.as_tensor(array, dtype=torch.int64), row.classes)
         return hot.to(device=device, dtype=dtype)
 
     return Dataset(tensor(images), one_hot(labels), tensor(test_images.astype(np.float64)), one_hot(test_labels))
 
 
-def _digits(train_size: int, _: Path) -> _Arrays:
+def digits(train_size: int, folder: Path) -> Arrays:
+    """Read the digits; what is left of them is for testing."""
     # The table behind sklearn.datasets.load_digits, without the seconds that importing scikit-learn takes in every job.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
@@ -120,10 +124,11 @@ def _digits(train_size: int, _: Path) -> _Arrays:
     return images[:train_size], labels[:train_size], images[train_size:], labels[train_size:]
 
 
-def _topics(train_size: int, _: Path) -> _Arrays:
-    from pydoc_data.topics import topics
+def topics(train_size: int, folder: Path) -> Arrays:
+    """Cut the examples out of the text."""
+    from pydoc_data.topics import topics as texts
 
-    text = " ".join(re.findall(r"[a-z]+", " ".join(topics[key] for key in sorted(topics)).lower()))
+    text = " ".join(re.findall(r"[a-z]+", " ".join(texts[key] for key in sorted(texts)).lower()))
     codes = np.array([ALPHABET.index(symbol) for symbol in text])
     count = train_size + TEST_TOPICS
     if count * (CONTEXT + 1) > len(codes):
@@ -136,7 +141,8 @@ def _topics(train_size: int, _: Path) -> _Arrays:
     return x[~test], y[~test], x[test], y[test]
 
 
-def _cifar10(_: int, folder: Path) -> _Arrays:
+def cifar10(train_size: int, folder: Path) -> Arrays:
+    """Read CIFAR-10, all of what was cut out of it."""
     path = folder / CIFAR_FILE
     if not path.is_file():
         raise DataError(f"{path} is missing: fetch it with `python -m eosslib fetch cifar10`")
@@ -149,14 +155,6 @@ def _cifar10(_: int, folder: Path) -> _Arrays:
     if checksum(arrays) != CIFAR_SHA256:
         raise DataError(f"{path} is corrupt (its checksum differs): delete it and fetch it again")
     return arrays["train_images"], arrays["train_labels"], arrays["test_images"], arrays["test_labels"]
-
-
-# Name → how to read it, number of classes, axes over which inputs are standardised: one mean of all, one a channel, none for codes.
-_SETS: dict[str, tuple[Callable[[int, Path], _Arrays], int, tuple[int, ...]]] = {
-    "digits": (_digits, 10, (0, 1, 2, 3)),
-    "cifar10": (_cifar10, 10, (0, 2, 3)),
-    "topics": (_topics, len(ALPHABET), ()),
-}
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
@@ -180,7 +178,7 @@ def fetch_cifar10(folder: Path | None = None) -> Path:
     folder = folder or DATA_FOLDER
     path = folder / CIFAR_FILE
     if path.is_file():
-        _cifar10(0, folder)
+        cifar10(0, folder)
         log.info("%s is there and its checksum is right", path)
         return path
     from torchvision.datasets import CIFAR10

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from eosslib import datasets, runs
-from eosslib.config import Preset, RunConfig
+from eosslib.config import Preset
 from eosslib.devices import processor
 from eosslib.errors import EosslibError, RunFileError
+from eosslib.settings import RunConfig
 from eosslib.training import State, Trainer
 
 # Full-batch gradients, rounded, from benchmarks/RESULTS.md and the committed runs' times.

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eosslib import streams
-from eosslib.config import TOP_NOISES
+from eosslib import catalogue, streams
 from eosslib.curvature import full_gradient, gradient_moments
 from eosslib.flat import Objective, Params
 
@@ -108,18 +107,12 @@ def without(context: StepContext, params: Params, batch: torch.Tensor | None) ->
     return context.objective.network.views(full + xi - inside)
 
 
-DIRECTIONS: dict[str, Direction] = {
-    "sgd": sgd,
-    "gaussian": gaussian,
-    "diagonal": diagonal,
-    "isotropic": isotropic,
-    "along_u": along,
-    "without_u": without,
-    "along_top": along,
-    "without_top": without,
-}
-USES_U = {"along_u", "without_u", *TOP_NOISES}
-USES_BATCH = {"sgd"} | USES_U
+USES_U = {name for name, noise in catalogue.NOISES.items() if noise.projects}
+
+
+def direction(noise: str) -> Direction:
+    """Return what makes the update of one of ``catalogue.NOISES``."""
+    return catalogue.NOISES[noise].load()
 
 
 def directions(noise: str, top: int) -> int:
@@ -129,4 +122,5 @@ def directions(noise: str, top: int) -> int:
         noise: Its name.
         top: How many ``along_top`` and ``without_top`` take.
     """
-    return top if noise in TOP_NOISES else int(noise in USES_U)
+    projects = catalogue.NOISES[noise].projects
+    return top if projects == "top" else int(projects == "u")

@@ -19,10 +19,11 @@ import torch
 from tqdm import tqdm
 
 from eosslib import __version__, datasets, runs
-from eosslib.config import Group, RunConfig, defaults
+from eosslib.config import Group
 from eosslib.devices import choose_device, processor
 from eosslib.errors import Interrupted, RunFileError
 from eosslib.processes import locked
+from eosslib.settings import RunConfig, defaults
 from eosslib.training import State, Trainer
 
 log = logging.getLogger(__name__)

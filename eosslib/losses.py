@@ -1,4 +1,4 @@
-"""Losses by name, per example, for stacked outputs and one-hot (or soft) targets, with their first two derivatives.
+"""The losses named in ``catalogue``, per example, for stacked outputs and one-hot (or soft) targets, with their derivatives.
 
 ``mse`` is ½‖f(x) − y‖², summed over the outputs, so that its Hessian's Gauss–Newton part is JᵀJ with no factor;
 ``cross-entropy`` is −Σ y log softmax f(x). The loss of a batch is the mean over its examples.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from eosslib import catalogue
 from eosslib.errors import ConfigError
 
 
@@ -51,10 +52,8 @@ def _cross_entropy_curvature(outputs: torch.Tensor, targets: torch.Tensor, v: to
     return targets.sum(-1, keepdim=True) * p * (v - (p * v).sum(-1, keepdim=True))
 
 
-LOSSES: dict[str, Loss] = {
-    "mse": Loss(mse, _mse_gradient, _mse_curvature),
-    "cross-entropy": Loss(cross_entropy, _cross_entropy_gradient, _cross_entropy_curvature),
-}
+MSE = Loss(mse, _mse_gradient, _mse_curvature)
+CROSS_ENTROPY = Loss(cross_entropy, _cross_entropy_gradient, _cross_entropy_curvature)
 
 
 def by_name(name: str) -> Loss:
@@ -63,6 +62,6 @@ def by_name(name: str) -> Loss:
     Raises:
         ConfigError: The name is unknown.
     """
-    if name not in LOSSES:
-        raise ConfigError(f"unknown loss '{name}'; there are {', '.join(LOSSES)}")
-    return LOSSES[name]
+    if name not in catalogue.LOSSES:
+        raise ConfigError(f"unknown loss '{name}'; there are {', '.join(catalogue.LOSSES)}")
+    return catalogue.LOSSES[name].load()

@@ -19,10 +19,9 @@ from eosslib.flat import Objective
 from eosslib.lanczos import largest_eigenvalues
 from eosslib.probing import Probe
 from eosslib.sampling import independent_batches
+from eosslib.settings import MAX_LOTS
 from eosslib.streams import generator
 from eosslib.theory import check_batches, finite_population
-
-MAX_LOTS = 100  # with 40 draws each, 1 % of a quantity that scatters by 60 %
 
 
 @dataclass(frozen=True)

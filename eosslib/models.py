@@ -1,4 +1,4 @@
-"""The networks of the papers, by name, as plain PyTorch modules with PyTorch's default initialisation.
+"""The networks of the papers, named in ``catalogue``, as plain PyTorch modules with PyTorch's default initialisation.
 
 ``fc-tanh`` and ``fc-relu``: ``depth`` hidden layers of ``width`` units. ``cnn``: ``depth`` blocks of 3×3 convolution
 (``width`` channels), 2×2 max-pooling and ReLU, then one linear layer. The activation stands behind the pooling: a monotone
@@ -19,18 +19,28 @@ read out.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from math import prod
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
+from eosslib import catalogue
 from eosslib.errors import ConfigError
 from eosslib.streams import seed_of
 
-WRITTEN_OUT = ("fc-tanh", "fc-relu", "cnn", "cnn5", "cnn-tanh")  # whose layers are written out in ``layers``
-TEXT = ("transformer", "lstm")  # for sequences of characters
 HIDDEN = 200  # units by default of the hidden layer behind the convolutions of ``cnn-tanh``
-MODELS = (*WRITTEN_OUT, "resnet10", "resnet10-bn", *TEXT)
+Shape: TypeAlias = tuple[int, int, int]  # of one example (C, H, W)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a network is to be."""
+
+    width: int  # hidden units, or channels
+    depth: int  # hidden layers, convolutions, blocks of a transformer, or layers of an LSTM; not used by the residual networks
+    hidden: int = HIDDEN  # units of the hidden layer behind the convolutions of ``cnn-tanh``; not used by the others
 
 
 class Block(nn.Module):
@@ -54,11 +64,18 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int, normalised: 
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs, track_running_stats=False)) if normalised else convolution
 
 
-def _resnet(channels: int, n_outputs: int, width: int, normalised: bool) -> nn.Sequential:
-    stem = [_convolution(channels, width, 3, 1, normalised), nn.ReLU()]
+def resnet10(shape: Shape, n_outputs: int, sizes: Sizes, normalised: bool = False) -> nn.Sequential:
+    """Build the residual network, without normalisation by default."""
+    width = sizes.width
+    stem = [_convolution(shape[0], width, 3, 1, normalised), nn.ReLU()]
     widths = [width, width, 2 * width, 4 * width, 8 * width]
     blocks = [Block(a, b, 1 if i == 0 else 2, normalised) for i, (a, b) in enumerate(itertools.pairwise(widths))]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_outputs))
+
+
+def resnet10_bn(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build the residual network with batch normalisation."""
+    return resnet10(shape, n_outputs, sizes, normalised=True)
 
 
 class Attention(nn.Module):
@@ -124,99 +141,117 @@ class Last(nn.Module):
         return x[:, -1]
 
 
-def _of_text(name: str, shape: tuple[int, int, int], n_outputs: int, width: int, depth: int) -> nn.Sequential:
-    if shape[:2] != (1, 1):
-        raise ConfigError(f"model {name} reads text; its data set is topics")
-    if name == "transformer" and width % 4:
-        raise ConfigError(f"width {width} of a transformer is not a multiple of its 4 heads")
-    layers: list[nn.Module] = [
-        Attention(width, last=i == depth - 1) if name == "transformer" else Recurrent(width) for i in range(depth)
-    ]
-    norm = [nn.LayerNorm(width)] if name == "transformer" else []
-    return nn.Sequential(Characters(n_outputs, shape[2], width), *layers, Last(), *norm, nn.Linear(width, n_outputs))
+def fc_tanh(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build a fully-connected network with tanh."""
+    return _fully_connected(shape, n_outputs, sizes, nn.Tanh)
 
 
-def _convolutional(name: str, shape: tuple[int, int, int], n_outputs: int, width: int, depth: int, hidden: int) -> nn.Sequential:
-    channels, height, wide = shape
-    if min(height, wide) >> depth < 1:
-        raise ConfigError(f"depth {depth} is too much for a CNN on {height}×{wide} images: every block halves them")
-    activation = nn.Tanh if name == "cnn-tanh" else nn.ReLU
-    layers: list[nn.Module] = []
-    for block in range(depth):
-        outputs = width << block if name == "cnn-tanh" else width
-        layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.MaxPool2d(2), activation()]
-        channels, height, wide = outputs, height // 2, wide // 2
-    layers.append(nn.Flatten())
-    inputs = channels * height * wide
-    if name != "cnn":
-        units = hidden if name == "cnn-tanh" else 4 * width
-        layers += [nn.Linear(inputs, units), activation()]
-        inputs = units
+def fc_relu(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build a fully-connected network with ReLU."""
+    return _fully_connected(shape, n_outputs, sizes, nn.ReLU)
+
+
+def _fully_connected(shape: Shape, n_outputs: int, sizes: Sizes, activation: type[nn.Module]) -> nn.Sequential:
+    inputs = prod(shape)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for _ in range(sizes.depth):
+        layers += [nn.Linear(inputs, sizes.width), activation()]
+        inputs = sizes.width
     return nn.Sequential(*layers, nn.Linear(inputs, n_outputs))
 
 
-def build(name: str, shape: tuple[int, int, int], n_outputs: int, *, width: int, depth: int, hidden: int = HIDDEN) -> nn.Sequential:
+def cnn(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build the CNN with one linear layer."""
+    return _convolutional(shape, n_outputs, [sizes.width] * sizes.depth, None, nn.ReLU)
+
+
+def cnn5(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build the CNN with a hidden layer."""
+    return _convolutional(shape, n_outputs, [sizes.width] * sizes.depth, 4 * sizes.width, nn.ReLU)
+
+
+def cnn_tanh(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build the CNN of the sharpness-gap paper."""
+    return _convolutional(shape, n_outputs, [sizes.width << block for block in range(sizes.depth)], sizes.hidden, nn.Tanh)
+
+
+def _convolutional(
+    shape: Shape, n_outputs: int, blocks: list[int], hidden: int | None, activation: type[nn.Module]
+) -> nn.Sequential:
+    """Build a CNN of blocks with so many channels each, and units of a hidden layer behind them (None: without one)."""
+    inputs, height, wide = shape
+    if min(height, wide) >> len(blocks) < 1:
+        raise ConfigError(f"depth {len(blocks)} is too much for a CNN on {height}×{wide} images: every block halves them")
+    layers: list[nn.Module] = []
+    for channels in blocks:
+        layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.MaxPool2d(2), activation()]
+        inputs, height, wide = channels, height // 2, wide // 2
+    layers.append(nn.Flatten())
+    inputs *= height * wide
+    if hidden is not None:
+        layers += [nn.Linear(inputs, hidden), activation()]
+        inputs = hidden
+    return nn.Sequential(*layers, nn.Linear(inputs, n_outputs))
+
+
+def transformer(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build the transformer."""
+    width, depth = sizes.width, sizes.depth
+    if width % 4:
+        raise ConfigError(f"width {width} of a transformer is not a multiple of its 4 heads")
+    blocks, norm = [Attention(width, last=i == depth - 1) for i in range(depth)], nn.LayerNorm(width)
+    return nn.Sequential(Characters(n_outputs, shape[2], width), *blocks, Last(), norm, nn.Linear(width, n_outputs))
+
+
+def lstm(shape: Shape, n_outputs: int, sizes: Sizes) -> nn.Sequential:
+    """Build the LSTM."""
+    layers = [Recurrent(sizes.width) for _ in range(sizes.depth)]
+    return nn.Sequential(Characters(n_outputs, shape[2], sizes.width), *layers, Last(), nn.Linear(sizes.width, n_outputs))
+
+
+def build(name: str, shape: Shape, n_outputs: int, *, width: int, depth: int, hidden: int = HIDDEN) -> nn.Sequential:
     """Build an untrained network.
 
     Args:
-        name: One of ``MODELS``.
+        name: One of ``catalogue.MODELS``.
         shape: Shape of one example (C, H, W); (1, 1, W) for text.
         n_outputs: Number of outputs K.
-        width: Hidden units, or channels.
-        depth: Hidden layers, convolutions, blocks of a transformer, or layers of an LSTM; not used by the residual networks.
-        hidden: Units of the hidden layer behind the convolutions of ``cnn-tanh``; not used by the others.
+        width: As the following, of ``Sizes``.
+        depth: See there.
+        hidden: See there.
 
     Raises:
         ConfigError: The name is unknown, the image is too small for so many poolings, a model of text is to see images, or the
             width of a transformer is not a multiple of its 4 heads.
     """
-    if name in ("fc-tanh", "fc-relu"):
-        inputs = prod(shape)
-        layers: list[nn.Module] = [nn.Flatten()]
-        for _ in range(depth):
-            layers += [nn.Linear(inputs, width), nn.Tanh() if name == "fc-tanh" else nn.ReLU()]
-            inputs = width
-        return nn.Sequential(*layers, nn.Linear(inputs, n_outputs))
-    if name in ("cnn", "cnn5", "cnn-tanh"):
-        return _convolutional(name, shape, n_outputs, width, depth, hidden)
-    if name in ("resnet10", "resnet10-bn"):
-        return _resnet(shape[0], n_outputs, width, name.endswith("-bn"))
-    if name in TEXT:
-        return _of_text(name, shape, n_outputs, width, depth)
-    raise ConfigError(f"unknown model '{name}'; there are {', '.join(MODELS)}")
+    if name not in catalogue.MODELS:
+        raise ConfigError(f"unknown model '{name}'; there are {', '.join(catalogue.MODELS)}")
+    row = catalogue.MODELS[name]
+    if row.reads == "text" and shape[:2] != (1, 1):
+        texts = [name for name, data in catalogue.DATASETS.items() if data.reads == "text"]
+        raise ConfigError(f"model {name} reads text; its data set is {' or '.join(texts)}")
+    return row.load()(shape, n_outputs, Sizes(width, depth, hidden))
 
 
-def initialised(
-    name: str,
-    shape: tuple[int, int, int],
-    n_outputs: int,
-    *,
-    width: int,
-    depth: int,
-    seed: int,
-    scale: float = 1.0,
-    hidden: int = HIDDEN,
-) -> nn.Sequential:
+def initialised(name: str, shape: Shape, n_outputs: int, *, seed: int, scale: float = 1.0, **sizes: int) -> nn.Sequential:
     """Build a network whose PyTorch default initialisation is drawn from the seed's own stream, then scaled by ``scale``.
 
     The caller's random state is left as it was.
 
     Args:
-        name: As for ``build``, and so are the arguments up to ``depth``.
+        name: As for ``build``, and so are the following two.
         shape: (C, H, W).
         n_outputs: K.
-        width: Hidden units, or channels.
-        depth: Hidden layers, and the like.
         seed: The run's seed.
         scale: Factor on every parameter.
-        hidden: As for ``build``.
+        sizes: ``width``, ``depth`` and ``hidden``, as for ``build``.
 
     Raises:
         ConfigError: As ``build``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed_of("init", seed))
-        network = build(name, shape, n_outputs, width=width, depth=depth, hidden=hidden)
+        network = build(name, shape, n_outputs, **sizes)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(scale)

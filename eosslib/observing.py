@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from eosslib import measurements, overlap, windows
-from eosslib.config import RunConfig
 from eosslib.curvature import Hessian
 from eosslib.datasets import Dataset
 from eosslib.devices import drawn_memory
 from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs, warn_if_uncertain
 from eosslib.flat import Objective
 from eosslib.probing import Probe
+from eosslib.settings import RunConfig
 from eosslib.streams import generator
 
 log = logging.getLogger(__name__)

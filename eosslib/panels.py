@@ -10,21 +10,17 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from eosslib import analysis, plotting, powerlaw
+from eosslib.catalogue import MODELS, QUANTITIES
+from eosslib.plotting import color
 from eosslib.powerlaw import PowerLaw
 
-QUANTITIES = {"minibatch_sharpness": "MiniBS", "batch_sharpness": "batch sharpness", "sharpness": "FullBS"}
+EOSS = ("minibatch_sharpness", "batch_sharpness", "sharpness")  # what the EoSS paper compares
 UNDER_THE_LABEL = 0.42  # inches below the axes: under the ticks' numbers and "step"
-
-
-def color(index: int) -> tuple[float, float, float]:
-    """Return a colour of the house palette."""
-    return sns.color_palette("colorblind")[index]
 
 
 def grid(count: int, *, most: int, height: float, extra: float = 0.0, **shared: Any) -> tuple[Figure, np.ndarray]:
@@ -53,8 +49,8 @@ def over_training(ax: Axes, part: pd.DataFrame) -> None:
         ax: Where to draw.
         part: Trajectories of one group of runs.
     """
-    for index, (column, name) in enumerate(QUANTITIES.items()):
-        _line(ax, part, part[column] / part.edge, color=color(index), label=name)
+    for column in EOSS:
+        _line(ax, part, part[column] / part.edge, color=color(QUANTITIES[column].color), label=QUANTITIES[column].label)
     if part.diverged.all():
         ax.text(0.5, 0.5, "diverged", transform=ax.transAxes, ha="center")
     plotting.threshold(ax, 1.0, label=False)
@@ -72,9 +68,10 @@ def plateaus(ax: Axes, table: pd.DataFrame) -> None:
         ax: Where to draw.
         table: Plateaus of one entry, as ``analysis.plateaus`` gives them with the quantities as ``more``.
     """
-    for index, (column, name) in enumerate(QUANTITIES.items()):
+    for column in EOSS:
+        quantity = QUANTITIES[column]
         part = analysis.over_seeds(table, column, ["batch_size", "threshold"]).sort_values("batch_size")
-        style: dict[str, Any] = {"color": color(index), "fmt": "o-", "ms": 3, "lw": 1.0, "label": name}
+        style: dict[str, Any] = {"color": color(quantity.color), "fmt": "o-", "ms": 3, "lw": 1.0, "label": quantity.label}
         ax.errorbar(part.batch_size, part["mean"] / part.threshold, (part.se / part.threshold).fillna(0.0), **style)
     plotting.threshold(ax, 1.0, label=False)
     ax.set(xscale="log", xlabel="batch size b")
@@ -99,7 +96,7 @@ def change(axes: Sequence[Axes], frame: pd.DataFrame, labels: Mapping[str, str],
         edge = frame[frame.entry == next(iter(labels))].groupby("step").edge.first()
         ax.step(edge.index, edge, where="post", color="0.45", lw=0.9, ls=":", zorder=0, label="2/η")
         ax.axvline(at, color="0.8", lw=0.8, zorder=0)
-        ax.set(xlim=(0, frame.step.max()), ylabel=QUANTITIES[column])
+        ax.set(xlim=(0, frame.step.max()), ylabel=QUANTITIES[column].label)
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(3))
         ax.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
     from_zero(axes)
@@ -122,8 +119,7 @@ def relative_gaps(ax: Axes, gap: pd.DataFrame, fits: Mapping[str, PowerLaw], nam
             used = part[part.batch_size.isin(fits[str(entry)].x)]
             line = powerlaw.fit(used.batch_size, used["mean"])
             name += f": {powerlaw.number(line.slope, 2)}"
-        style: dict[str, Any] = {"color": plotting.MODEL_COLORS[model], "marker": plotting.MODEL_MARKERS[model]}
-        plotting.power_law(ax, part, line, name=name, **style)
+        plotting.power_law(ax, part, line, name=name, **plotting.model_style(model))
     plotting.plain_ticks(ax, sorted(gap.batch_size.unique()))
 
 
@@ -135,8 +131,8 @@ def relative(ax: Axes, frame: pd.DataFrame) -> None:
         frame: Trajectories of networks with different thresholds.
     """
     for (model, full, size), part in frame.groupby(["model", "full_batch", "batch_size"], sort=False):
-        name = f"{plotting.MODEL_LABELS[str(model)]}, " + ("GD" if full else f"b = {size:,}")
-        style: dict[str, Any] = {"color": plotting.MODEL_COLORS[str(model)], "ls": "--" if full else "-", "label": name}
+        name = f"{MODELS[str(model)].label}, " + ("GD" if full else f"b = {size:,}")
+        style: dict[str, Any] = {"color": color(MODELS[str(model)].color), "ls": "--" if full else "-", "label": name}
         _line(ax, part, part.sharpness / part.threshold, **style)
     plotting.threshold(ax, 1.0, label=False)
     ax.set(xlabel="step", ylabel="sharpness over 2/η", ylim=(0, None))
@@ -206,16 +202,14 @@ def tracked(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     if ax is None:
         ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")[1]
-    names = {"preconditioned_sharpness": "preconditioned sharpness", **QUANTITIES, "sharpness": "sharpness"}
-    for index, (column, name) in enumerate(names.items()):
+    for column in ("preconditioned_sharpness", *EOSS):
         if column in frame and frame[column].notna().any():
-            part = frame[frame[column].notna()]
-            ax.plot(part.step, part[column], "o-", ms=2.5, lw=1.0, color=color((3, 0, 1, 2)[index]), label=name)
+            part, own = frame[frame[column].notna()], color(QUANTITIES[column].color)
+            name = "sharpness" if column == "sharpness" else QUANTITIES[column].label
+            ax.plot(part.step, part[column], "o-", ms=2.5, lw=1.0, color=own, label=name)
             if f"{column}_se" in frame:
                 error = part[f"{column}_se"]
-                ax.fill_between(
-                    part.step, part[column] - error, part[column] + error, color=color((3, 0, 1, 2)[index]), alpha=0.2, lw=0
-                )
+                ax.fill_between(part.step, part[column] - error, part[column] + error, color=own, alpha=0.2, lw=0)
     ax.plot(frame.step, frame.threshold, color="0.45", lw=1.0, ls=":", label="threshold")
     ax.set(xlabel="step", ylabel="curvature", ylim=(0, None))
     below = ax.transAxes + ScaledTranslation(0, -UNDER_THE_LABEL, ax.figure.dpi_scale_trans)  # on no line, under no title

@@ -19,36 +19,12 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from eosslib import powerlaw
+from eosslib.catalogue import LOSSES, MODELS, NOISES
 from eosslib.powerlaw import PowerLaw, number
 from eosslib.runs import atomic
 
 PAGE = 7.0  # inches
 PAPER_COLOR = "0.5"  # of what a paper shows, beneath ours
-MODEL_LABELS = {
-    "fc-tanh": "FC-tanh",
-    "fc-relu": "FC-ReLU",
-    "cnn": "CNN",
-    "cnn5": "CNN-5",
-    "cnn-tanh": "CNN-tanh",
-    "resnet10": "ResNet-10",
-    "resnet10-bn": "ResNet-10 with BN",
-    "transformer": "transformer",
-    "lstm": "LSTM",
-}
-LOSS_LABELS = {"mse": "squared error", "cross-entropy": "cross-entropy"}
-NOISE_LABELS = {
-    "sgd": "mini-batch SGD",
-    "gaussian": "GD + full covariance",
-    "diagonal": "GD + its diagonal",
-    "isotropic": "GD + isotropic",
-    "along_u": "GD + noise along u",
-    "without_u": "GD + noise without u",
-    "along_top": "GD + noise along the top k",
-    "without_top": "GD + noise without the top k",
-}
-NOISE_ORDER = list(NOISE_LABELS)
-MODEL_MARKERS = dict(zip(MODEL_LABELS, "os^^vDDos", strict=True))
-MODEL_COLORS = dict(zip(MODEL_LABELS, ("C0", "C1", "C2", "C2", "C5", "C3", "C4", "C0", "C1"), strict=True))
 
 
 def use_style() -> None:
@@ -74,9 +50,19 @@ def use_style() -> None:
     )
 
 
+def color(index: int) -> tuple[float, float, float]:
+    """Return a colour of the house palette, whatever style is set."""
+    return sns.color_palette("colorblind")[index]
+
+
+def model_style(model: str) -> dict[str, Any]:
+    """Give each network its colour and its marker, as keywords of Matplotlib."""
+    return {"color": color(MODELS[model].color), "marker": MODELS[model].marker}
+
+
 def label(row: pd.Series) -> str:
     """Name a network, e.g. ``CNN, cross-entropy``."""
-    return f"{MODEL_LABELS.get(row.model, row.model)}, {LOSS_LABELS.get(row.loss_name, row.loss_name)}"
+    return f"{MODELS[row.model].label}, {LOSSES[row.loss_name].label}"
 
 
 def names(frame: pd.DataFrame) -> dict[str, str]:
@@ -84,7 +70,7 @@ def names(frame: pd.DataFrame) -> dict[str, str]:
     entries = frame.drop_duplicates("entry").set_index("entry")
     several = entries.groupby("model").depth.nunique() > 1
     return {
-        str(entry): MODEL_LABELS.get(row.model, row.model) + (f", depth {row.depth}" if several[row.model] else "")
+        str(entry): MODELS[row.model].label + (f", depth {row.depth}" if several[row.model] else "")
         for entry, row in entries.iterrows()
     }
 
@@ -99,7 +85,7 @@ def settings(frame: pd.DataFrame) -> str:
     for (optimizer, momentum, kind, loss), part in frame.groupby(["optimizer", "momentum", network, "loss_name"], sort=False):
         name = ", Adam" if optimizer == "adam" else f", μ = {momentum:g}" if momentum else ""
         often = f"{either(part.steps)} steps, measured every {either(part.measure_every)}"
-        parts.append(f"{kind}, {LOSS_LABELS.get(str(loss), loss)}{name}: η = {either(part.lr)}, {often}")
+        parts.append(f"{kind}, {LOSSES[str(loss)].label}{name}: η = {either(part.lr)}, {often}")
     counts = frame.groupby(["entry", "noise", "batch_size"]).seed.nunique()  # of each group of runs
     fewest, most = counts.min(), counts.max()
     text = f"{'; '.join(parts)}. {'One seed' if most == 1 else f'{most} seeds' if fewest == most else f'{fewest} to {most} seeds'}."
@@ -195,13 +181,8 @@ def noise_trajectories(ax: Axes, frame: pd.DataFrame, noises: Sequence[str]) -> 
     for noise in noises:
         part = frame[(frame.noise == noise) & ~frame.full_batch]
         if len(part):
-            _line(ax, part, color=noise_color(noise), label=NOISE_LABELS[noise])
+            _line(ax, part, color=color(NOISES[noise].color), label=NOISES[noise].label)
     _gradient_descent(ax, frame)
-
-
-def noise_color(noise: str) -> tuple[float, float, float]:
-    """Give each noise model its colour."""
-    return sns.color_palette("colorblind")[NOISE_ORDER.index(noise)]
 
 
 def _gradient_descent(ax: Axes, frame: pd.DataFrame) -> None:
@@ -232,10 +213,10 @@ def noise_bars(ax: Axes, summary: pd.DataFrame) -> None:
         ax: Where to draw.
         summary: ``noise``, ``mean``, ``se`` as ``analysis.over_seeds`` gives them.
     """
-    order = [noise for noise in NOISE_ORDER if noise in set(summary.noise)]
-    rows = summary.set_index("noise").loc[order]
-    names = [NOISE_LABELS[noise].removeprefix("GD + ") for noise in order]
-    ax.barh(names, rows["mean"], xerr=rows.se, color=[noise_color(noise) for noise in order], capsize=2)
+    shown = {name: noise for name, noise in NOISES.items() if name in set(summary.noise)}
+    rows = summary.set_index("noise").loc[list(shown)]
+    names, colors = ([noise.label.removeprefix("GD + ") for noise in shown.values()], [color(n.color) for n in shown.values()])
+    ax.barh(names, rows["mean"], xerr=rows.se, color=colors, capsize=2)
     ax.axvline(0, color="0.2", lw=0.8)
     ax.invert_yaxis()
     ax.set(xlabel="gap ΔS")
@@ -311,8 +292,8 @@ def predictions(ax: Axes, gap: pd.DataFrame, closed_form: pd.DataFrame, correcte
             if x.empty:
                 continue
             errors: dict[str, Any] = {"xerr": log_errors(x["mean"], x.se), "yerr": log_errors(y["mean"], y.se)}
-            style: dict[str, Any] = {"color": MODEL_COLORS[model], "fmt": MODEL_MARKERS[model], "ms": 4, "lw": 0.8, "mfc": fill}
-            ax.errorbar(x["mean"], y["mean"], label=f"{MODEL_LABELS[model]}, {name}", **errors, **style)
+            style: dict[str, Any] = {"ls": "", "ms": 4, "lw": 0.8, "mfc": fill, **model_style(model)}
+            ax.errorbar(x["mean"], y["mean"], label=f"{MODELS[model].label}, {name}", **errors, **style)
     ax.set(xscale="log", yscale="log", xlabel="measured gap ΔS", ylabel="predicted gap")
     diagonal(ax)
 
@@ -328,11 +309,7 @@ def displacements(ax: Axes, table: pd.DataFrame) -> None:
     means = table.groupby(by, sort=False)[["displacement", "expected_displacement"]].mean().reset_index()
     for model, part in means.groupby("model", sort=False):
         edges = ["black" if full else "none" for full in part.full_batch]
-        style: dict[str, Any] = {
-            "color": MODEL_COLORS[str(model)],
-            "marker": MODEL_MARKERS[str(model)],
-            "label": MODEL_LABELS[str(model)],
-        }
+        style = {"label": MODELS[str(model)].label, **model_style(str(model))}
         ax.scatter(part.expected_displacement, part.displacement, s=18, edgecolors=edges, **style)
     ax.set(xscale="log", yscale="log", xlabel="2α/β", ylabel="E[x²]")
     diagonal(ax)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eosslib.config import Group, Preset, RunConfig, defaults, difference
+from eosslib.config import Group, Preset
 from eosslib.errors import ConfigError, ConfigMismatch, RunFileError
+from eosslib.settings import RunConfig, defaults, difference
 
 if TYPE_CHECKING:
     import pandas as pd

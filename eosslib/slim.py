@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 
 from eosslib import runs
-from eosslib.config import Group, defaults, difference
+from eosslib.config import Group
 from eosslib.dynamics import USES_U
 from eosslib.errors import ConfigMismatch, RunFileError
 from eosslib.jobs import UNREADABLE, checkpoint_path, lock_path, save_checkpoint
 from eosslib.processes import locked
+from eosslib.settings import defaults, difference
 from eosslib.training import State
 
 MAGIC = b"eosslib slim checkpoint 1\n"  # then the SHA-256 of what follows its line, in hexadecimal digits

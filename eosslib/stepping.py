@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from eosslib import dynamics, updates
-from eosslib.config import RunConfig
+from eosslib import catalogue, dynamics, updates
 from eosslib.flat import Objective
 from eosslib.sampling import batches
+from eosslib.settings import RunConfig
 from eosslib.streams import seed_of
 
 GRAPHED = ("cuda",)  # kinds of devices on which steps are captured and replayed
@@ -51,8 +51,8 @@ class Stepper:
         """
         self.config, self.theta, self.kept, self.seeds = config, theta, kept, list(seeds)
         self._flatten = objective.network.flatten
-        self._direction = dynamics.gradient if config.full_batch else dynamics.DIRECTIONS[config.noise]
-        self._uses_batch = not config.full_batch and config.noise in dynamics.USES_BATCH
+        self._direction = dynamics.gradient if config.full_batch else dynamics.direction(config.noise)
+        self._uses_batch = not config.full_batch and catalogue.NOISES[config.noise].batch
         self._params = objective.network.views(theta)
         device = theta.device
         keys = torch.tensor([seed_of("noise", seed) for seed in seeds], device=device)

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import torch
 
 from eosslib import datasets, dynamics, losses, measurements, models, predicted, updates, windows
-from eosslib.config import RunConfig
 from eosslib.curvature import Hessian, chunks
 from eosslib.devices import float32_products, keep_freed_memory, kept_memory
 from eosslib.eigen import padded
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
 from eosslib.observing import Moment, Observer
+from eosslib.settings import RunConfig
 from eosslib.stepping import Stepper
 from eosslib.streams import generator
 from eosslib.theory import finite_population

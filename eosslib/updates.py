@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from eosslib.config import RunConfig
+from eosslib.settings import RunConfig
 
 ADAM_EPS = 1e-8
 

@@ -1,24 +1,62 @@
-"""Checks of settings and presets against ``preset.schema.json``, with messages of one line that name the key."""
+"""Fields that say what they allow, the JSON schema made from them, and checks against it whose messages name file and key."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
-import math
-from collections.abc import Callable, Mapping
-from functools import cache
-from importlib import resources
+from collections.abc import Mapping
 from typing import Any
 
 import fastjsonschema  # jsonschema takes a second to import, in every training job
 
 from eosslib.errors import ConfigError
 
+TYPES = {"int": "integer", "float": "number"}
 
-@cache
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of a preset."""
-    return json.loads(resources.files("eosslib").joinpath("preset.schema.json").read_text(encoding="utf-8"))
+
+def setting(means: str, default: Any = dataclasses.MISSING, *, unit: str = "", **rule: Any) -> Any:
+    """Declare a setting, a field of a dataclass.
+
+    Args:
+        means: What it is.
+        default: Its default; without one it must be given.
+        unit: What it is counted in; numbers of things have none.
+        rule: What it allows, in words of JSON Schema; ``type`` is by default that of the field.
+    """
+    return dataclasses.field(default=default, metadata={"description": means + (f" [{unit}]" if unit else ""), "rule": rule})
+
+
+def object_schema(kind: type) -> dict[str, Any]:
+    """Make the JSON schema of a dataclass's settings, all of them optional: presets give some for all runs, some for one."""
+    properties = {}
+    for field in dataclasses.fields(kind):
+        if "rule" in field.metadata:
+            rule = {**field.metadata["rule"]}
+            if not {"type", "enum", "anyOf"} & set(rule):
+                rule = {"type": TYPES[str(field.type)], **rule}
+            properties[field.name] = {**rule, "description": field.metadata["description"]}
+    plain = json.dumps(properties, default=list)  # names of the catalogue are views of it
+    return {"type": "object", "additionalProperties": False, "properties": json.loads(plain)}
+
+
+class Checker:
+    """A JSON schema, compiled."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        """Compile a schema."""
+        self.schema, self._validate = schema, fastjsonschema.compile(schema, use_default=False)
+
+    def __call__(self, instance: Any, source: str) -> None:
+        """Check a value.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or a value has the wrong type or is out of range; one line names it.
+        """
+        try:
+            self._validate(instance)
+        except fastjsonschema.JsonSchemaValueException as error:
+            raise ConfigError(_explain(error, source)) from None
 
 
 def _explain(error: fastjsonschema.JsonSchemaValueException, source: str) -> str:
@@ -41,8 +79,6 @@ def _explain(error: fastjsonschema.JsonSchemaValueException, source: str) -> str
 
 def _allowed(definition: Mapping[str, Any]) -> str:
     """Say in words what a part of the schema allows."""
-    if "$ref" in definition:
-        definition = schema()["$defs"][definition["$ref"].rsplit("/", 1)[1]]
     if "anyOf" in definition:
         return " or ".join(_allowed(part) for part in definition["anyOf"])
     if "enum" in definition:
@@ -54,47 +90,3 @@ def _allowed(definition: Mapping[str, Any]) -> str:
     limits = [f"{words} {definition[key]}" for key, words in bounds.items() if key in definition]
     unique = ["without repetition"] if definition.get("uniqueItems") else []
     return " ".join(["of type", definition.get("type", "any"), *limits, *unique])
-
-
-@cache
-def _validator(part: str | None) -> Callable[[Any], Any]:
-    """Compile the schema of a preset (None) or of one of its definitions."""
-    whole = schema()
-    return fastjsonschema.compile({**whole["$defs"][part], "$defs": whole["$defs"]} if part else whole, use_default=False)
-
-
-def validate(instance: Any, part: str | None, source: str) -> None:
-    """Check a whole preset (part None) or one of the schema's definitions.
-
-    Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type or is out of range; one line names it.
-    """
-    try:
-        _validator(part)(instance)
-    except fastjsonschema.JsonSchemaValueException as error:
-        raise ConfigError(_explain(error, source)) from None
-
-
-def check_settings(settings: Mapping[str, Any], source: str) -> None:
-    """Check a set of settings against the schema.
-
-    Raises:
-        ConfigError: A key is unknown, or a value has the wrong type or is out of range; the message names it.
-    """
-    validate(dict(settings), "settings", source)
-    check_numbers(settings, source)
-
-
-def check_numbers(settings: Mapping[str, Any], source: str) -> None:
-    """Refuse what the schema lets pass: 8.0 counts as an integer there, and NaN and infinity as numbers.
-
-    Raises:
-        ConfigError: A number is not finite, or a whole one was asked for; the message names its key.
-    """
-    real = {key for key, rule in schema()["$defs"]["settings"]["properties"].items() if rule.get("type") == "number"}
-    for change in settings.get("schedule", []):
-        check_numbers(change, f"{source}.schedule")
-    for key, value in settings.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not (key in real and math.isfinite(number)):
-                raise ConfigError(f"{source}: {key}: {number!r} is not {'a finite number' if key in real else 'an integer'}")

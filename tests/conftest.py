@@ -14,7 +14,7 @@ import torch
 import yaml
 from helpers import TINY, Finished, start_process
 
-from eosslib.config import RunConfig
+from eosslib.settings import RunConfig
 
 torch.set_num_threads(1)
 

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.func import jacrev
 
-from eosslib import losses, models
+from eosslib import catalogue, losses, models
 from eosslib.flat import Objective, StackedNetwork
 
-EVERY = [(model, loss) for model in models.WRITTEN_OUT for loss in losses.LOSSES]
+WRITTEN_OUT = ("fc-tanh", "fc-relu", "cnn", "cnn5", "cnn-tanh")  # whose layers are written out in ``layers``
+OF_TEXT = [name for name, row in catalogue.MODELS.items() if row.reads == "text"]
+EVERY = [(model, loss) for model in WRITTEN_OUT for loss in catalogue.LOSSES]
 
 
 @dataclass(frozen=True, eq=False)

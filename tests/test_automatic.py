@@ -9,16 +9,16 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from oracles import EVERY, Problem, all_batches, problem, randn
+from oracles import EVERY, OF_TEXT, WRITTEN_OUT, Problem, all_batches, problem, randn
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
-from eosslib import losses, measurements, models
+from eosslib import catalogue, losses, measurements, models
 from eosslib.automatic import ModuleNetwork
-from eosslib.config import RunConfig
 from eosslib.curvature import Hessian, chunks, gradient_moments, third_derivative
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective, StackedNetwork
+from eosslib.settings import RunConfig
 from eosslib.training import Trainer
 
 Settings = Callable[..., RunConfig]
@@ -77,7 +77,7 @@ def test_moments_of_the_examples_gradients_agree(model: str) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", catalogue.LOSSES)
 @pytest.mark.parametrize("model", RESIDUAL)
 def test_residual_networks_have_the_hessian_of_finite_differences(model: str, loss: str) -> None:
     p = residual(model, loss)
@@ -106,7 +106,7 @@ def test_what_a_pass_kept_is_given_back(name: str) -> None:
     assert tensors() <= before
 
 
-@pytest.mark.parametrize("model", models.TEXT)
+@pytest.mark.parametrize("model", OF_TEXT)
 def test_networks_for_text_have_the_hessian_of_dense_differentiation(model: str) -> None:
     codes = torch.randint(0, 9, (1, 7, 1, 1, 5), generator=torch.Generator().manual_seed(0)).double()
     module = models.initialised(model, (1, 1, 5), 9, width=4, depth=1, seed=0).double()
@@ -124,10 +124,10 @@ def test_networks_for_text_have_the_hessian_of_dense_differentiation(model: str)
 def test_the_gradient_of_a_step_is_that_of_the_kept_pass_bit_for_bit_but_keeps_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = (1, 1, 5) if name in models.TEXT else (1, 4, 4)
-    p = problem(name, "cross-entropy", n=6, width=4 if name in models.TEXT else 1, shape=shape, stack=2)
+    shape = (1, 1, 5) if name in OF_TEXT else (1, 4, 4)
+    p = problem(name, "cross-entropy", n=6, width=4 if name in OF_TEXT else 1, shape=shape, stack=2)
     objective = automatic(p)
-    params, x = objective.network.views(p.theta), p.x.abs().long().clamp(max=2).double() if name in models.TEXT else p.x
+    params, x = objective.network.views(p.theta), p.x.abs().long().clamp(max=2).double() if name in OF_TEXT else p.x
     weights = torch.linspace(0.1, 0.6, 12, dtype=p.theta.dtype).view(2, 6)
     kept = [objective.linearize(params, x, p.y, weights, slice(r, r + 1)).gradient() for r in range(2)]
     monkeypatch.setattr("eosslib.automatic.AutomaticLinearization", None)  # a step has no use for it
@@ -198,7 +198,7 @@ def test_a_module_keeps_its_buffers_and_parameters() -> None:
 
 
 def test_the_written_out_form_is_taken_where_there_is_one() -> None:
-    for name in models.WRITTEN_OUT:
+    for name in WRITTEN_OUT:
         module = models.build(name, (1, 8, 8), 10, width=2, depth=2)
         assert isinstance(Objective.of(module, losses.by_name("mse")).network, StackedNetwork)
     for name in RESIDUAL:

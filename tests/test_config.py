@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from helpers import TINY
 
-from eosslib import config, dynamics, losses, models, validation
-from eosslib.config import PRESET_FOLDER, RunConfig, load_preset
+from eosslib import catalogue, config, settings
+from eosslib.config import PRESET_FOLDER, load_preset
 from eosslib.errors import ConfigError
+from eosslib.settings import RunConfig
 
 Writer = Callable[..., Path]
 
@@ -40,12 +42,15 @@ def test_every_shipped_preset_loads_by_name_and_by_path(path: Path) -> None:
         assert {dataclasses.replace(run, seed=0) for run in group.runs} == {dataclasses.replace(group.runs[0], seed=0)}
 
 
-def test_the_schema_lists_just_what_the_code_offers() -> None:
-    settings = validation.schema()["$defs"]["settings"]["properties"]
-    assert settings.keys() == {field.name for field in dataclasses.fields(RunConfig)} - {"seed"}
-    assert settings["model"]["enum"] == list(models.MODELS)
-    assert settings["loss"]["enum"] == list(losses.LOSSES)
-    assert validation.schema()["$defs"]["noise"]["enum"] == list(dynamics.DIRECTIONS)
+def test_the_schema_for_editors_is_that_of_the_code() -> None:
+    assert json.loads(config.SCHEMA_FILE.read_text(encoding="utf-8")) == config.schema(), "run `python -m eosslib schema`"
+
+
+def test_the_schema_tells_editors_what_every_setting_means() -> None:
+    rules = config.schema()["$defs"]["settings"]["properties"]
+    assert rules.keys() == {field.name for field in dataclasses.fields(RunConfig)} - {"seed"}
+    assert all(rule["description"] for rule in rules.values())
+    assert rules["model"]["enum"] == list(catalogue.MODELS)
 
 
 def test_the_number_of_noise_directions_is_a_setting_only_of_the_runs_that_use_it(write_preset: Writer) -> None:
@@ -89,9 +94,9 @@ def test_full_batch_means_no_noise_of_any_kind(noise: str, sampling: str, size: 
 
 def test_difference_names_the_first_key_with_both_values() -> None:
     one = RunConfig(**TINY).to_dict()
-    assert config.difference(one, one) is None
-    assert config.difference(one, {**one, "lr": 0.2, "steps": 3}) == "lr is 0.1, not 0.2"
-    assert config.difference({**one, "old": 1}, one) == "old is 1, not None"
+    assert settings.difference(one, one) is None
+    assert settings.difference(one, {**one, "lr": 0.2, "steps": 3}) == "lr is 0.1, not 0.2"
+    assert settings.difference({**one, "old": 1}, one) == "old is 1, not None"
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------------

@@ -6,13 +6,11 @@ import itertools
 
 import pytest
 import torch
-from oracles import EVERY, Problem, problem, randn
+from oracles import EVERY, WRITTEN_OUT, Problem, problem, randn
 
 from eosslib import curvature, losses, models
 from eosslib.curvature import Hessian
 from eosslib.flat import Objective, StackedNetwork
-
-MODELS = models.WRITTEN_OUT
 
 
 def example_bytes(p: Problem) -> int:
@@ -78,7 +76,7 @@ def test_hessian_knows_loss_accuracy_and_gradient(model: str, loss: str) -> None
         torch.testing.assert_close(gradient[row], p.example_gradients(row).mean(0), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_networks_of_a_stack_can_have_their_own_examples(model: str) -> None:
     p = problem(model)
     sets = [[0, 1, 2, 3], [7, 5, 6, 11], [2, 4, 8, 10]]
@@ -209,7 +207,7 @@ def weights(request: pytest.FixtureRequest) -> torch.Tensor | None:
 
 
 @pytest.mark.parametrize("examples", [12, 5])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_full_gradient_is_the_weighted_sum_of_per_example_gradients(
     model: str, examples: int, weights: torch.Tensor | None
 ) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import problem
+from oracles import WRITTEN_OUT, problem
 
-from eosslib import devices, models
+from eosslib import devices
 from eosslib.curvature import CPU_CHUNK, chunks
 from eosslib.devices import choose_device, drawn_memory, float32_products, kept_memory
 from eosslib.errors import DeviceError
@@ -85,7 +85,7 @@ def test_a_budget_that_is_asked_for_is_given() -> None:
     assert (kept_memory(torch.device("cpu"), 0), drawn_memory(torch.device("cpu"), 7)) == (0, 7)
 
 
-@pytest.mark.parametrize("model", models.WRITTEN_OUT)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_on_a_cpu_a_run_is_summed_in_the_same_chunks_whatever_its_stack(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, three = problem(model), problem(model, stack=3)
     each = one.objective.network.output_bytes(one.objective.network.views(one.theta), one.x)

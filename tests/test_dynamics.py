@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import Problem, all_batches, problem
+from oracles import WRITTEN_OUT, Problem, all_batches, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eosslib import config, curvature, dynamics, losses, models
+from eosslib import catalogue, curvature, dynamics, losses, models
 from eosslib.curvature import chunks
 from eosslib.flat import Objective, StackedNetwork
 from eosslib.streams import seed_of
@@ -51,7 +51,7 @@ def directions(p: Problem, name: str, batches: torch.Tensor) -> torch.Tensor:
     """One direction a mini-batch, stacked: (R, P)."""
     network = p.objective.network
     theta = p.theta.expand(len(batches), -1).contiguous()
-    return network.flatten(dynamics.DIRECTIONS[name](context(p, len(batches), name=name), network.views(theta), batches)).detach()
+    return network.flatten(dynamics.direction(name)(context(p, len(batches), name=name), network.views(theta), batches)).detach()
 
 
 def draws(p: Problem, name: str, count: int, stack: int = 400) -> torch.Tensor:
@@ -61,7 +61,7 @@ def draws(p: Problem, name: str, count: int, stack: int = 400) -> torch.Tensor:
     params = network.views(p.theta.expand(stack, -1).contiguous())
     rows = []
     for shared.step in range(count // stack):
-        rows.append(network.flatten(dynamics.DIRECTIONS[name](shared, params, None)))
+        rows.append(network.flatten(dynamics.direction(name)(shared, params, None)))
     return torch.cat(rows)
 
 
@@ -82,7 +82,7 @@ def expected_covariance(p: Problem, name: str) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("model", models.WRITTEN_OUT)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 @pytest.mark.parametrize("name", ["sgd", "along_u", "without_u", "along_top", "without_top"])
 def test_mini_batch_noise_over_all_batches_has_the_mean_and_covariance_of_the_closed_form(name: str, model: str) -> None:
     p = small(model)
@@ -115,7 +115,7 @@ def test_gaussian_noise_lies_in_the_span_of_the_centred_gradients() -> None:
     assert torch.linalg.matrix_rank(noise) == N - 1 < noise.shape[1]
 
 
-@pytest.mark.parametrize("model", models.WRITTEN_OUT)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_directional_diagonal_and_isotropic_noise_have_the_same_total_variance(model: str) -> None:
     p, count = small(model), 1_200
     total = C * float(p.covariance().trace())
@@ -135,7 +135,7 @@ def test_the_projected_parts_add_up_to_the_mini_batch_noise(which: str) -> None:
 
 
 @pytest.mark.parametrize("examples", [N, 3])
-@pytest.mark.parametrize("model", models.WRITTEN_OUT)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_full_gradient_is_the_mean_gradient_however_it_is_cut(model: str, examples: int) -> None:
     p = small(model)
     network = p.objective.network
@@ -148,7 +148,7 @@ def test_a_draw_does_not_depend_on_how_the_examples_are_cut(name: str) -> None:
     p = small("cnn")
     network = p.objective.network
     whole, cut = (
-        network.flatten(dynamics.DIRECTIONS[name](context(p, 2, examples), network.views(p.theta.repeat(2, 1)), None))
+        network.flatten(dynamics.direction(name)(context(p, 2, examples), network.views(p.theta.repeat(2, 1)), None))
         for examples in (N, 3)
     )
     torch.testing.assert_close(whole, cut, rtol=1e-9, atol=1e-13)
@@ -160,7 +160,7 @@ def test_at_the_full_batch_there_is_no_synthetic_noise(name: str) -> None:
     p = small()
     network, quiet = p.objective.network, context(p, 1)
     quiet.noise_factor = finite_population(N, N)
-    g = network.flatten(dynamics.DIRECTIONS[name](quiet, network.views(p.theta), None))
+    g = network.flatten(dynamics.direction(name)(quiet, network.views(p.theta), None))
     torch.testing.assert_close(g[0], p.example_gradients().mean(0), rtol=1e-10, atol=1e-13)
 
 
@@ -193,7 +193,7 @@ def test_no_n_by_p_matrix_is_ever_formed_at_the_size_of_the_paper(name: str) -> 
     step, theta = large("fc-tanh", (3, 32, 32), 200, 5_000)
     network = step.objective.network
     with LargestOutput() as largest:
-        update = dynamics.DIRECTIONS[name](step, network.views(theta), None)
+        update = dynamics.direction(name)(step, network.views(theta), None)
     assert network.size == 656_810
     assert all(bool(torch.isfinite(part).all()) for part in update)
     assert 0 < largest.numel <= max(step.x.numel(), 2 * network.size)
@@ -207,16 +207,16 @@ def test_per_example_gradients_of_a_convolution_are_formed_a_chunk_at_a_time(nam
     for n in (200, 400):
         step, theta = large("cnn", (1, 8, 8), 16, n)
         with LargestOutput() as largest:
-            dynamics.DIRECTIONS[name](step, step.objective.network.views(theta), None)
+            dynamics.direction(name)(step, step.objective.network.views(theta), None)
         sizes.append(largest.numel)
     assert len(step.parts) > 3
     assert sizes[0] == sizes[1]
 
 
 def test_the_names_that_use_a_batch_or_an_eigenvector_are_directions() -> None:
-    assert set(config.TOP_NOISES) <= dynamics.USES_U <= dynamics.USES_BATCH <= set(dynamics.DIRECTIONS)
+    assert {name for name, noise in catalogue.NOISES.items() if noise.batch} >= dynamics.USES_U
     assert [dynamics.directions(name, 7) for name in ("sgd", "gaussian", "along_u", "without_u", "along_top")] == [0, 0, 1, 1, 7]
-    assert set(SYNTHETIC) == set(dynamics.DIRECTIONS) - dynamics.USES_BATCH
+    assert set(SYNTHETIC) == {name for name, noise in catalogue.NOISES.items() if not noise.batch}
 
 
 @pytest.mark.gpu
@@ -227,7 +227,7 @@ def test_synthetic_noise_on_cuda_has_the_right_mean_and_total_variance(name: str
     step.x, step.y = p.x.to(cuda), p.y.to(cuda)
     step.keys = step.keys.to(cuda)
     params = network.views(p.theta.expand(stack, -1).contiguous().to(cuda))
-    draw = dynamics.DIRECTIONS[name]
+    draw = dynamics.direction(name)
     rows = torch.cat([network.flatten(draw(dataclasses.replace(step, step=i), params, None)).cpu() for i in range(10)])
     squares = (rows - p.example_gradients().mean(0)).square().sum(1)
     total = C * float(p.covariance().trace())

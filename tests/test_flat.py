@@ -7,17 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import problem, randn
+from oracles import WRITTEN_OUT, problem, randn
 from torch import nn
 
-from eosslib import losses, models
+from eosslib import catalogue, losses, models
 from eosslib.curvature import Hessian
 from eosslib.flat import Objective, StackedNetwork
-from eosslib.losses import LOSSES
-from eosslib.models import WRITTEN_OUT as MODELS
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_every_row_of_the_stack_is_the_sequential_module(model: str) -> None:
     p = problem(model, stack=3)
     network = p.objective.network
@@ -27,7 +25,7 @@ def test_every_row_of_the_stack_is_the_sequential_module(model: str) -> None:
         torch.testing.assert_close(stacked[row], p.outputs(p.theta[row], p.x[0]), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_every_row_can_see_its_own_inputs(model: str) -> None:
     p = problem(model, stack=2)
     network = p.objective.network
@@ -64,7 +62,7 @@ def test_derivatives_of_the_papers_cnn_have_the_errors_of_float32(shape: tuple[i
         assert (ours.double() - exact).norm() < 3e-6 * exact.norm()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_flatten_undoes_views_and_copies(model: str) -> None:
     p = problem(model, stack=3)
     network = p.objective.network
@@ -80,7 +78,7 @@ def test_sizes_are_those_of_the_module() -> None:
     assert p.objective.network.size == sum(q.numel() for q in p.module.parameters())
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_views_share_memory_with_the_stack(model: str) -> None:
     p = problem(model, stack=2)
     theta = p.theta.clone()
@@ -96,10 +94,10 @@ def test_batch_gradient_is_the_mean_of_the_per_example_gradients() -> None:
         torch.testing.assert_close(gradient[row], p.example_gradients(row)[indices].mean(0), rtol=1e-10, atol=1e-13)
 
 
-DEPTHS = [(model, depth) for model in MODELS for depth in (1, 2)]
+DEPTHS = [(model, depth) for model in WRITTEN_OUT for depth in (1, 2)]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", catalogue.LOSSES)
 @pytest.mark.parametrize(("model", "depth"), DEPTHS)
 def test_a_linearization_knows_losses_gradient_slopes_and_hessian_product(model: str, depth: int, loss: str) -> None:
     p = problem(model, loss, depth=depth)
@@ -116,8 +114,8 @@ def test_a_linearization_knows_losses_gradient_slopes_and_hessian_product(model:
     torch.testing.assert_close(network.flatten(made.squares())[0], squares, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("loss", catalogue.LOSSES)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_hessian_products_can_be_differentiated_once_more(model: str, loss: str) -> None:
     """∇(vᵀHv), a third derivative, comes out of automatic differentiation through the written-out product."""
     p = problem(model, loss)
@@ -149,7 +147,7 @@ def test_equal_maxima_of_a_pooling_are_treated_as_pytorch_does(model: str) -> No
     torch.testing.assert_close(slopes[0], flat.example_gradients() @ v[0], rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_output_bytes_count_every_layer_of_every_network(model: str) -> None:
     p = problem(model, stack=3)
     total, x = 0, p.x[0, :1]

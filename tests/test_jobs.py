@@ -16,10 +16,11 @@ import torch
 from helpers import stop_after
 
 from eosslib import devices, jobs, runs
-from eosslib.config import Group, RunConfig
+from eosslib.config import Group
 from eosslib.errors import ConfigError, DeviceError, Interrupted, RunFileError
 from eosslib.jobs import Options, checkpoint_path, train_group
 from eosslib.runs import Run
+from eosslib.settings import RunConfig
 from eosslib.training import Trainer
 
 Settings = Callable[..., RunConfig]

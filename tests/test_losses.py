@@ -7,7 +7,7 @@ import torch
 from oracles import randn
 from torch.nn import functional
 
-from eosslib import losses
+from eosslib import catalogue, losses
 from eosslib.errors import ConfigError
 
 OUTPUTS, LABELS = randn(2, 7, 4), torch.tensor([[0, 1, 2, 3, 0, 1, 2], [3, 2, 1, 0, 3, 2, 1]])
@@ -41,7 +41,7 @@ def test_cross_entropy_of_huge_outputs_is_finite() -> None:
 
 
 @pytest.mark.parametrize("targets", [TARGETS[0, 0], randn(4, seed=2).softmax(-1)], ids=["one-hot", "soft"])
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", catalogue.LOSSES)
 def test_the_derivatives_of_a_loss_are_those_of_automatic_differentiation(name: str, targets: torch.Tensor) -> None:
     loss, f, v = losses.by_name(name), OUTPUTS[0, 0], randn(4, seed=3)
     gradient = torch.autograd.functional.jacobian(lambda f: loss.value(f, targets), f)

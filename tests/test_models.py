@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracles import OF_TEXT, WRITTEN_OUT
 from torch import nn
 
-from eosslib import losses, models
+from eosslib import catalogue, losses, models
 from eosslib.automatic import ModuleNetwork
-from eosslib.config import defaults
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective, StackedNetwork
+from eosslib.settings import defaults
 from eosslib.streams import seed_of
 
 CIFAR, DIGITS, TEXT = (3, 32, 32), (1, 8, 8), (1, 1, 16)
@@ -70,9 +71,9 @@ def test_the_hidden_layer_of_a_run_is_by_default_that_of_the_network() -> None:
     assert defaults()["hidden"] == models.HIDDEN
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", catalogue.MODELS)
 def test_initialisation_is_torchs_default_drawn_from_the_seeds_own_stream(name: str) -> None:
-    shape = TEXT if name in models.TEXT else DIGITS
+    shape = TEXT if name in OF_TEXT else DIGITS
     ours = models.initialised(name, shape, 10, width=4, depth=2, seed=5)
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("init", 5))
@@ -99,10 +100,10 @@ def test_depth_counts_the_blocks_of_text(name: str, layer: type[nn.Module]) -> N
     assert [sum(isinstance(m, layer) for m in models.build(name, TEXT, 27, width=4, depth=d)) for d in (1, 3)] == [1, 3]
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", catalogue.MODELS)
 def test_the_networks_of_the_papers_keep_their_written_out_layers(name: str) -> None:
-    network = models.build(name, TEXT if name in models.TEXT else DIGITS, 10, width=4, depth=2)
-    kind = StackedNetwork if name in models.WRITTEN_OUT else ModuleNetwork
+    network = models.build(name, TEXT if name in OF_TEXT else DIGITS, 10, width=4, depth=2)
+    kind = StackedNetwork if name in WRITTEN_OUT else ModuleNetwork
     assert type(Objective.of(network, losses.by_name("mse")).network) is kind
 
 
@@ -157,7 +158,7 @@ def test_a_recurrent_layer_is_pytorchs_lstm() -> None:
     torch.testing.assert_close(ours(x), theirs(x)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", models.TEXT)
+@pytest.mark.parametrize("name", OF_TEXT)
 def test_networks_for_text_refuse_images(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model {name} reads text; its data set is topics"):
         models.build(name, DIGITS, 10, width=8, depth=1)

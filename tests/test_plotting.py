@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from test_analysis import family, trajectory
 
-from eosslib import analysis, models, panels, plotting
+from eosslib import analysis, panels, plotting
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_panels_that_start_at_zero_reach_the_highest_line_of_any_of_them():
 
 
 def test_a_panel_whose_runs_all_diverged_says_so_and_does_not_stop_the_figure():
-    columns = {name: [0.5, np.nan] for name in panels.QUANTITIES}
+    columns = {name: [0.5, np.nan] for name in panels.EOSS}
     part = pd.DataFrame({"step": [0, 10], "seed": 0, "edge": 2.0, "diverged": True, **columns})
     _, axes = plt.subplots(1, 2)
     for ax in axes:
@@ -200,12 +200,6 @@ def test_the_settings_of_runs_name_networks_step_sizes_steps_and_seeds():
         "entry3": "CNN",
     }
     assert "FC-tanh, depth 4, squared error, μ = 0.9: η = 0.1" in plotting.settings(deeper)
-
-
-def test_every_network_has_a_name_a_colour_and_a_marker():
-    assert set(plotting.MODEL_LABELS) == set(models.MODELS)
-    for kinds in (plotting.MODEL_COLORS, plotting.MODEL_MARKERS):
-        assert set(kinds) == set(models.MODELS)
 
 
 def test_a_network_without_corrected_predictions_has_no_entry_for_them():

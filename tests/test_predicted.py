@@ -10,9 +10,9 @@ import torch
 from helpers import TINY
 from oracles import tiny_problem
 
-from eosslib.config import RunConfig
 from eosslib.errors import ConfigError
 from eosslib.predicted import TOL, Constrained
+from eosslib.settings import RunConfig
 from eosslib.training import State, Trainer
 
 EDGE = {**TINY, "lr": 0.3, "steps": 600, "coupled_steps": 60, "measure_every": 60, "dtype": "float64", "batch_size": 40}

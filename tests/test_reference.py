@@ -11,6 +11,7 @@ import pytest
 
 from eosslib import analysis, config, papers, powerlaw, runs
 from eosslib.gallery import BEGIN, END, scoreboard, write_results
+from eosslib.settings import RunConfig
 
 REFERENCE, FIGURES = runs.ROOT / "data/reference", runs.ROOT / "figures"
 PRESETS = sorted(path.name for path in REFERENCE.iterdir() if path.is_dir())
@@ -20,7 +21,7 @@ def shown_groups(preset: config.Preset) -> list[config.Group]:
     return preset.select([entry for entries in preset.notebooks.values() for entry in entries])
 
 
-def committed(name: str) -> list[tuple[config.Group, config.RunConfig]]:
+def committed(name: str) -> list[tuple[config.Group, RunConfig]]:
     """Groups and settings of the committed runs of a preset."""
     every = [(group, run) for group in shown_groups(config.load_preset(name)) for run in group.runs]
     return [(group, run) for group, run in every if runs.run_path(REFERENCE / name, group, run).is_file()]

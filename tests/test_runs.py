@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from eosslib import runs
-from eosslib.config import RunConfig, load_preset
+from eosslib.config import load_preset
 from eosslib.errors import ConfigError, ConfigMismatch, RunFileError
 from eosslib.runs import Run
+from eosslib.settings import RunConfig
 
 Settings = Callable[..., RunConfig]
 PROVENANCE = {"diverged_at": None, "device": "CPU, 1 threads", "git_commit": "0123456789", "theta_sha256": "ab", "residual": 1e-4}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from eosslib.config import Change, RunConfig
+from eosslib.settings import Change, RunConfig
 from eosslib.theory import finite_population
 from eosslib.training import State, Trainer
 

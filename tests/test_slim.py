@@ -12,10 +12,11 @@ import torch
 from helpers import TINY, Finished, refused, stop_after
 
 from eosslib import runs, slim
-from eosslib.config import Group, RunConfig
+from eosslib.config import Group
 from eosslib.errors import ConfigMismatch, RunFileError
 from eosslib.jobs import Options, checkpoint_path, lock_path, save_checkpoint, train_group
 from eosslib.processes import Busy, locked
+from eosslib.settings import RunConfig
 from eosslib.training import State, Trainer
 
 Writer = Callable[..., Path]

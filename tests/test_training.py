@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import randn
+from oracles import WRITTEN_OUT, randn
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eosslib import datasets, dynamics, eigen, measurements, models, observing, probing, stepping
-from eosslib.config import RunConfig
+from eosslib import catalogue, datasets, eigen, measurements, models, observing, probing, stepping
 from eosslib.curvature import Hessian
 from eosslib.errors import ConfigError
-from eosslib.models import WRITTEN_OUT as MODELS
 from eosslib.sampling import batches
+from eosslib.settings import RunConfig
 from eosslib.training import Row, State, Trainer
 
 Settings = Callable[..., RunConfig]
@@ -89,7 +88,7 @@ def by_hand(config: RunConfig, full_batch: bool = False) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("sampling", ["reshuffle", "iid"])
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_sgd_is_a_plain_loop_over_the_same_batches(model: str, loss: str, sampling: str, tiny: Settings) -> None:
     config = tiny(model=model, loss=loss, sampling=sampling, dtype="float64", measure_every=1, batch_size=9)
     theta, losses = by_hand(config)
@@ -162,7 +161,7 @@ def test_the_threshold_is_the_optimizers(name: str, tiny: Settings) -> None:
     assert tiny(lr=0.1, **settings).threshold == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_the_full_batch_is_gradient_descent(model: str, tiny: Settings) -> None:
     config = tiny(model=model, batch_size=40, dtype="float64")
     assert config.full_batch
@@ -194,8 +193,8 @@ def test_synthetic_noise_is_drawn_anew_after_every_measurement(noise: str, tiny:
 SAMPLED = {"sample_every": 10, "batch_sharpness_draws": 3, "minibs_draws": 2}
 
 
-@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("noise", catalogue.NOISES)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_a_run_is_bit_identical_whichever_others_it_is_stacked_with(model: str, noise: str, tiny: Settings) -> None:
     kinds = {"model": model, "noise": noise, "noise_directions": 4}
     runs = [tiny(**kinds, seed=seed, refresh_every=3, eig_k=2, **SAMPLED) for seed in (0, 3, 7)]
@@ -217,7 +216,7 @@ def test_the_hidden_layer_of_the_papers_cnn_is_a_setting_of_the_run(tiny: Settin
 
 
 @pytest.mark.parametrize(
-    ("model", "noise"), [*itertools.product(["fc-tanh", "cnn"], dynamics.DIRECTIONS), ("cnn-tanh", "sgd"), ("cnn-tanh", "diagonal")]
+    ("model", "noise"), [*itertools.product(["fc-tanh", "cnn"], catalogue.NOISES), ("cnn-tanh", "sgd"), ("cnn-tanh", "diagonal")]
 )
 def test_going_on_from_any_measurement_is_bit_identical(model: str, noise: str, tiny: Settings) -> None:
     runs = [tiny(model=model, noise=noise, noise_directions=4, seed=seed, refresh_every=2, **SAMPLED) for seed in (0, 1)]
@@ -363,7 +362,7 @@ def test_a_run_with_a_huge_step_size_is_stopped_and_marked_and_keeps_what_was_me
 
 
 @pytest.mark.parametrize("bad", [1e3, float("inf"), float("nan")])
-@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
+@pytest.mark.parametrize("noise", catalogue.NOISES)
 def test_a_diverging_run_leaves_its_stack_neighbours_unaffected(bad: float, noise: str, tiny: Settings) -> None:
     runs = [tiny(noise=noise, seed=seed, refresh_every=2, **SAMPLED) for seed in (0, 1, 2)]
 
@@ -421,7 +420,9 @@ def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(n
     After every refresh uᵀHu is within 1 % of λ₁; ten steps later, just before the next, it is on average still within 2 %,
     and never off by 10 %.
     """
-    config = RunConfig("fc-tanh", "mse", 25, 0.1, 750, train_size=1000, measure_every=250, noise=noise)
+    config = RunConfig(
+        model="fc-tanh", loss="mse", batch_size=25, lr=0.1, steps=750, train_size=1000, measure_every=250, noise=noise
+    )
     trainer, refresh = trainer_of(config), Trainer.refresh
     refreshes, before, after = [], [], []
 
@@ -505,7 +506,7 @@ def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("model", "options"),
     [
-        *(("fc-tanh", {"noise": noise}) for noise in dynamics.DIRECTIONS),
+        *(("fc-tanh", {"noise": noise}) for noise in catalogue.NOISES),
         ("fc-relu", {"batch_size": 40}),
         ("fc-relu", {"sampling": "iid", "optimizer": "adam", "momentum": 0.9}),
         ("cnn", {"optimizer": "nesterov", "momentum": 0.5}),
@@ -525,7 +526,7 @@ def test_graphs_hold_nothing_that_changes_from_step_to_step(model: str, options:
     assert sorted(replayed._stepper_of(replayed.state)._graphs) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_a_stack_solved_for_in_one_as_on_a_gpu_measures_what_its_networks_do_one_by_one(
     model: str, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -541,8 +542,8 @@ def test_a_stack_solved_for_in_one_as_on_a_gpu_measures_what_its_networks_do_one
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [8, 40])
-@pytest.mark.parametrize("noise", dynamics.DIRECTIONS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("noise", catalogue.NOISES)
+@pytest.mark.parametrize("model", WRITTEN_OUT)
 def test_cuda_and_cpu_agree_on_a_short_training_in_float64(
     model: str, noise: str, batch_size: int, cuda: torch.device, tiny: Settings
 ) -> None:
@@ -558,7 +559,7 @@ def test_cuda_and_cpu_agree_on_a_short_training_in_float64(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("model", "noise"), [("resnet10", "sgd"), *(("fc-tanh", noise) for noise in dynamics.DIRECTIONS)])
+@pytest.mark.parametrize(("model", "noise"), [("resnet10", "sgd"), *(("fc-tanh", noise) for noise in catalogue.NOISES)])
 def test_replayed_graphs_make_the_same_steps_as_a_plain_loop(
     model: str, noise: str, cuda: torch.device, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

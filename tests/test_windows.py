@@ -10,8 +10,8 @@ from helpers import TINY
 from oracles import EVERY, Problem, randn, tiny_problem
 
 from eosslib import windows
-from eosslib.config import RunConfig
 from eosslib.curvature import third_derivative
+from eosslib.settings import RunConfig
 from eosslib.training import State, Trainer
 
 
