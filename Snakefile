@@ -15,7 +15,7 @@ from glob import glob
 
 from snakemake.exceptions import WorkflowError
 
-from eosslib import catalogue
+from eosslib import catalogue, figures
 from eosslib import config as presets
 from eosslib.errors import ConfigError
 
@@ -36,7 +36,7 @@ DRAWING = [
 # Whose docstrings make the API reference.
 PUBLIC = (
     "catalogue tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife gaplines findings"
-    " papers prose record plotting panels settings config runs datasets models losses curvature eigen flat automatic errors"
+    " papers prose record figures plotting panels settings config runs datasets models losses curvature eigen flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})
 
@@ -108,6 +108,11 @@ def turn(wildcards):
 def notebook_runs(wildcards):
     """The run files a notebook shows."""
     return group_files(PRESET.select(PRESET.notebooks[wildcards.notebook]))
+
+
+def figure_row(wildcards):
+    """What config/figures.yaml says of a figure, so that a change draws it again, and only it."""
+    return str(figures.rows().get(wildcards.notebook))
 
 
 def output_folder(wildcards, output):
@@ -195,13 +200,12 @@ for part, seeds in enumerate(SEED_PARTS):
             gpu=gpus,
             cpu=1,
         params:
-            settings=group_settings,
-            preset=PRESET_FILE,
+            settings=group_settings,  # and not the preset's file, whose place trains nothing anew
             seeds=" ".join(map(str, seeds)),
             runs=runs_folder,
             device=DEVICE,
         shell:
-            "python -m eosslib train {params.preset} {wildcards.group} --seeds {params.seeds} --out {params.runs}"
+            "python -m eosslib train {PRESET_FILE} {wildcards.group} --seeds {params.seeds} --out {params.runs}"
             " --device {params.device} --threads {threads} 2> {log}"
 
 
@@ -228,6 +232,7 @@ rule notebook:
         runs=notebook_run_folder,
         figures=notebook_figures,
         failed=failed_notebook,
+        row=figure_row,
     shell:
         "rm -f {params.failed}; "
         "python -m papermill {input.notebook} {output.executed} --cwd notebooks -k python3 --no-progress-bar --log-output"
@@ -263,6 +268,7 @@ rule index:
     """Join all figures with captions and headline numbers in one page."""
     input:
         expand(f"{FIGURES}/{{notebook}}.{{kind}}", notebook=NOTEBOOKS, kind=["json", "png", "pdf", "html"]),
+        "config/figures.yaml",
         "eosslib/index.html",
         "eosslib/gallery.py",
     output:

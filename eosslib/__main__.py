@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train groups of a preset, one Parquet file a run; skips what is there")
-    train.add_argument("preset", help="name of a preset under config/, or a YAML file")
+    train.add_argument("preset", help="name of a preset under config/presets/, or a YAML file")
     train.add_argument(
         "groups", nargs="*", metavar="group", help="e.g. fc-tanh/b0050, or fc-tanh for all of its batch sizes; default: all"
     )

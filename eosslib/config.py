@@ -1,7 +1,8 @@
-"""Presets: YAML files that name groups of runs and say which notebook shows which of them.
+"""Presets: YAML files that name groups of runs.
 
 A *group* is a run (``settings.RunConfig``) for all seeds of a preset: its runs differ only in the seed and are trained stacked.
-A *preset* (one file under ``config/``) names groups and says which notebook shows which of them.
+A *preset* (one file under ``config/presets/``) names groups; which figure shows which of them stands in ``config/figures.yaml``
+(``figures``), or in a preset of your own.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from eosslib import catalogue
+from eosslib import catalogue, figures
 from eosslib.errors import ConfigError
 from eosslib.settings import RunConfig, check_numbers
-from eosslib.validation import Checker, object_schema
+from eosslib.validation import Checker, object_schema, read_yaml
 
-PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config"
+PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config/presets"
 SCHEMA_FILE = Path(__file__).with_name("preset.schema.json")  # for editors
 
 
@@ -69,10 +68,9 @@ def _checker(names: object) -> Checker:
             "description": "name -> settings that differ from the shared ones; lists of batch sizes and noise models are expanded",
         },
         "notebooks": {
-            "type": "object",
-            "minProperties": 1,
-            "additionalProperties": {"type": "array", "items": {"type": "string"}},
-            "description": "notebook -> names of the runs it shows; none for a notebook of toys and formulas",
+            "anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "additionalProperties": figures.ENTRIES}],
+            "description": "notebook -> names of the runs it shows, or a preset that shows runs of the same names;"
+            " by default what config/figures.yaml says of this preset",
         },
     }
     return Checker(
@@ -82,7 +80,7 @@ def _checker(names: object) -> Checker:
             "description": "Made by `python -m eosslib schema` from the fields of eosslib.settings; edit those.",
             "type": "object",
             "additionalProperties": False,
-            "required": ["name", "seeds", "settings", "runs", "notebooks"],
+            "required": ["name", "seeds", "settings", "runs"],
             "properties": properties,
             "$defs": {"settings": object_schema(RunConfig)},
         }
@@ -136,8 +134,8 @@ class Preset:
             ConfigError: The preset does not show this notebook; the message names those that do.
         """
         if notebook not in self.notebooks:
-            known = [path.stem for path in sorted(PRESET_FOLDER.glob("*.yaml")) if notebook in load_preset(path).notebooks]
-            raise ConfigError(f"preset {self.name} has no runs for {notebook}; these have: {', '.join(known) or 'none'}")
+            known = sorted(figures.rows()[notebook].runs) if notebook in figures.rows() else ["none"]
+            raise ConfigError(f"preset {self.name} has no runs for {notebook}; these have: {', '.join(known)}")
         return self.notebooks[notebook]
 
 
@@ -208,15 +206,15 @@ def load_preset(name: str | Path) -> Preset:
     """
     path = preset_path(name)
     source = f"{path.parent.name}/{path.name}"
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(path, source)
     _checker(catalogue.names())(raw, source)
     if raw["name"] != path.stem:
         raise ConfigError(f"{source}: name is '{raw['name']}', but the file is called {path.name}")
     groups = _groups(raw, source)
-    notebooks = {notebook: tuple(entries) for notebook, entries in raw["notebooks"].items()}
+    shown = raw.get("notebooks", raw["name"])
+    notebooks = figures.of_preset(shown) if isinstance(shown, str) else {name: tuple(some) for name, some in shown.items()}
+    if not notebooks:
+        raise ConfigError(f"{source}: figures.yaml has no figures of {shown}: write `notebooks: digits`, or your own")
     description, claims = raw.get("description", ""), raw.get("claims", True)
     preset = Preset(raw["name"], description, tuple(raw["seeds"]), groups, notebooks, claims)
     for notebook, entries in preset.notebooks.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from eosslib import figures, papers
 from eosslib.config import Preset, load_preset
 from eosslib.errors import RunFileError
 from eosslib.runs import atomic
@@ -17,7 +18,7 @@ COLUMNS = {"digits": ("digits",), "CIFAR-10": ("cifar10", "eoss")}  # of the sco
 BEGIN, END = "<!-- scoreboard: python -m eosslib readme -->", "<!-- end of scoreboard -->"
 
 
-def figures(folder: Path, preset: Preset) -> list[dict[str, Any]]:
+def drawn(folder: Path, preset: Preset) -> list[dict[str, Any]]:
     """Read what the notebooks of a preset recorded of their figures, in the preset's order; those not drawn yet are left out.
 
     Raises:
@@ -29,7 +30,9 @@ def figures(folder: Path, preset: Preset) -> list[dict[str, Any]]:
         if not record.is_file():
             continue
         page = f"{notebook}.html" if (folder / f"{notebook}.html").is_file() else None
-        found.append({"more": [], **json.loads(record.read_text(encoding="utf-8")), "page": page})
+        row = figures.rows()[notebook]
+        shown = {"question": row.question, "stated": papers.named(row.paper), "page": page}
+        found.append({"more": [], **json.loads(record.read_text(encoding="utf-8")), **shown})
     if not found:
         raise RunFileError(f"{folder} holds no figures: run `snakemake --cores 4 all --config preset={preset.name}`")
     return found
@@ -47,7 +50,7 @@ def write_index(folder: Path, preset: Preset) -> Path:
     Raises:
         RunFileError: There are no figures, or the folder cannot be written to.
     """
-    found = figures(folder, preset)
+    found = drawn(folder, preset)
     undrawn = [notebook for notebook in preset.notebooks if notebook not in {figure["name"] for figure in found}]
     return _write(folder / "index.html", _page("index.html", preset=preset, figures=found, undrawn=undrawn))
 
@@ -62,8 +65,8 @@ def write_site(folder: Path, presets: list[Preset]) -> Path:
     Raises:
         RunFileError: The folder cannot be written to.
     """
-    drawn = [preset for preset in presets if (folder / preset.name / "index.html").is_file()]
-    return _write(folder / "index.html", _page("site.html", presets=drawn))
+    there = [preset for preset in presets if (folder / preset.name / "index.html").is_file()]
+    return _write(folder / "index.html", _page("site.html", presets=there))
 
 
 def write_results(folder: Path, preset: Preset) -> Path:
@@ -82,7 +85,7 @@ def write_results(folder: Path, preset: Preset) -> Path:
         "| figure | quantity | ours | paper |",
         "|---|---|---|---|",
     ]
-    found = figures(folder, preset)
+    found = drawn(folder, preset)
     for figure in found:
         lines += [_row(figure["title"], f["quantity"], f["text"], f["paper"]) for f in figure["findings"] if f["quantity"]]
     reduced = [f"- {figure['title']}: not trained yet are {figure['missing']}." for figure in found if figure.get("missing")]
@@ -107,13 +110,13 @@ def scoreboard(folder: Path) -> str:
     answers: dict[str, dict[str, dict[str, Any]]] = {}
     for head, names in COLUMNS.items():
         for name in names:
-            for record in figures(folder / name, load_preset(name)):
+            for record in drawn(folder / name, load_preset(name)):
                 answers.setdefault(record["name"], {})[head] = record
     lines = [_row("figure", *COLUMNS, "the paper, or theory"), "|---" * (len(COLUMNS) + 2) + "|"]
     for name, records in sorted(answers.items()):
         last = list(records.values())[-1]  # the papers' own set-up, where it is drawn
         cells = [f"{verdict(records[head])} {records[head]['answer']}" if head in records else "" for head in COLUMNS]
-        lines.append(_row(f"{int(name[:2])} [{last['title']}](notebooks/{name}.ipynb)", *cells, last["expected"]))
+        lines.append(_row(f"{figures.rows()[name].number} [{last['title']}](notebooks/{name}.ipynb)", *cells, last["expected"]))
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,19 @@ def values() -> dict[str, Value]:
                 raise ConfigError(f"{FILE.name}: '{name}' stands twice")
             found[name] = Value(name, entry["says"], str(source), entry["where"])
     return found
+
+
+def named(names: Iterable[str]) -> dict[str, Value]:
+    """Return some of the papers' values.
+
+    Raises:
+        ConfigError: There is none of a name, or as ``values``.
+    """
+    known = values()
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{FILE.name} has no value called '{name}'; it has {', '.join(known)}")
+    return {name: known[name] for name in names}
 
 
 def curves(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The record of one figure: its findings, the texts that tell them, its claims, and the files that it is written to."""
+"""A figure from its runs to its files: opened by name; then a record of its findings, the texts that tell them, and its claims."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from IPython.display import Markdown
 
-from eosslib import papers, plotting, prose
-from eosslib.config import Preset
+from eosslib import figures, papers, plotting, prose, runs
+from eosslib.config import Preset, load_preset
+from eosslib.errors import ConfigError
 from eosslib.findings import Findings, words
 from eosslib.runs import atomic
 
@@ -24,20 +25,50 @@ if TYPE_CHECKING:
 DIGITS = 10  # of a number in a record: what another processor's rounding does not reach
 
 
+def open_figure(name: str, preset: str | Path, runs_folder: str | Path | None = None) -> Record:
+    """Open a figure: set the house style, load the preset and the runs that the figure shows of it, and begin its record.
+
+    Args:
+        name: Of its row in ``config/figures.yaml`` and of its notebook.
+        preset: Name or file of the preset.
+        runs_folder: Where the runs lie; default: as ``runs.locate``.
+
+    Raises:
+        ConfigError: There is no such figure or preset, or the preset shows no such figure.
+        RunFileError: A run is missing or unreadable.
+        ConfigMismatch: A run was trained with other settings than the preset's.
+    """
+    if name not in figures.rows():
+        raise ConfigError(f"no figure '{name}': give it a row in {figures.FILE}")
+    figure, chosen = figures.rows()[name], load_preset(preset)
+    entries = chosen.entries_of(name) if any(figure.runs.values()) else ()  # toys and formulas are the same for every preset
+    plotting.use_style()
+    return Record(figure, chosen, runs.collect(chosen, entries, runs_folder) if entries else None)
+
+
 class Record:
     """What a notebook finds and says, from the runs it shows to the files of its figure."""
 
-    def __init__(self, name: str, preset: Preset, frame: pd.DataFrame | None = None) -> None:
-        """Open the record of a figure.
+    def __init__(self, figure: figures.Figure, preset: Preset, frame: pd.DataFrame | None = None) -> None:
+        """Begin the record of a figure.
 
         Args:
-            name: Of the notebook.
+            figure: Its row.
             preset: Whose figure it is.
             frame: Runs it shows, as ``runs.collect`` gives them; None: it shows none.
+
+        Raises:
+            ConfigError: The row names a value of a paper that is not there.
         """
-        self.name, self.preset, self.frame = name, preset, frame
+        self.name, self.preset, self.frame = figure.name, preset, frame
         self.missing: str = "" if frame is None else frame.attrs["missing"]
-        self.findings, self._claims = Findings(papers.values()), dict[str, str]()
+        self._papers = papers.named(figure.paper)
+        self.findings, self._claims = Findings(self._papers), dict[str, str]()
+
+    @property
+    def source(self) -> str:
+        """Where its runs come from, in a sentence."""
+        return "no runs" if self.frame is None else str(self.frame.attrs["source"])
 
     def fill(self, text: str, **more: Any) -> str:
         """Fill a text with findings, as ``prose.fill`` does; ``missing`` names the runs that are not trained yet.
@@ -46,7 +77,7 @@ class Record:
             ValueError: The text asks for what is not there.
         """
         known = {"preset": self.preset.name, "missing": self.missing, "claims": self._claims}
-        return prose.fill(text, self.findings, papers.values(), **known, **more)
+        return prose.fill(text, self.findings, self._papers, **known, **more)
 
     def say(self, text: str, **more: Any) -> Markdown:
         """Show a text filled with findings.
@@ -120,7 +151,7 @@ class Record:
         record: dict[str, Any] = {"name": self.name, **said, "findings": self._rows(), "claims": self._claims}
         record |= {"more": list(more)} if more else {}
         record |= {"missing": self.missing} if self.missing else {}
-        record |= {} if self.frame is None else {"source": self.frame.attrs["source"]}
+        record |= {} if self.frame is None else {"source": self.source}
         path = Path(folder) / f"{self.name}.json"
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -6,13 +6,33 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fastjsonschema  # jsonschema takes a second to import, in every training job
+import yaml
 
 from eosslib.errors import ConfigError
 
 TYPES = {"int": "integer", "float": "number"}
+
+
+def read_yaml(path: Path, source: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: The file.
+        source: What messages call it.
+
+    Raises:
+        ConfigError: It cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
 
 
 def setting(means: str, default: Any = dataclasses.MISSING, *, unit: str = "", **rule: Any) -> Any:

@@ -156,7 +156,7 @@ def test_all_digits_can_be_trained_on_although_none_are_left_to_test(
 def test_a_preset_that_is_not_there_ends_in_one_line(eosslib: Command) -> None:
     line = refused(eosslib("train", "nothing"))
     assert "'nothing'" in line
-    assert "config/nothing.yaml" in line
+    assert "config/presets/nothing.yaml" in line
     assert "digits" in line
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import TINY
 
-from eosslib import catalogue, config, settings
+from eosslib import catalogue, config, figures, settings
 from eosslib.config import PRESET_FOLDER, load_preset
 from eosslib.errors import ConfigError
 from eosslib.settings import RunConfig
@@ -188,6 +188,7 @@ PRESETS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a run that is not a mapping": ({"runs": {"only": 3}}, ["runs.only: 3 is not of type object"]),
     "a run with a slash in its name": ({"runs": {"a/b": {}}, "notebooks": {"n": ["a/b"]}}, ["a/b"]),
     "a key nobody gives": ({"settings": {k: v for k, v in TINY.items() if k != "lr"}}, ["key 'lr' is missing in runs.only"]),
+    "the notebooks of a preset of other runs": ({"notebooks": "smoke"}, ["notebooks.01_", "no runs named", "only"]),
     "a notebook of unknown runs": ({"notebooks": {"n": ["others"]}}, ["notebooks.n", "no runs named 'others'", "only"]),
     "another name than the file's": ({"name": "other"}, ["name is 'other'", "mini.yaml"]),
     "a name that is no folder": ({"name": "../up"}, ["name: '../up' is not"]),
@@ -229,6 +230,20 @@ def test_a_notebook_that_a_preset_does_not_show_is_named_with_the_presets_that_d
         preset.entries_of("09_static_gap")
     with pytest.raises(ConfigError, match=r"no runs for 99_nothing; these have: none$"):
         preset.entries_of("99_nothing")
+
+
+@pytest.mark.parametrize("notebooks", ["smoke", None])
+def test_a_preset_that_names_no_notebooks_draws_what_the_figures_say_of_it_or_of_another(
+    notebooks: str | None, write_preset: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "figures.yaml"
+    path.write_text(f"{{90_toy: {{question: q, paper: [], runs: {{{notebooks or 'mini'}: [only], eoss: [mlp]}}}}}}")
+    monkeypatch.setattr(figures, "FILE", path)
+    assert load_preset(write_preset(notebooks=notebooks)).notebooks == {"90_toy": ("only",)}
+
+
+def test_a_preset_without_any_figure_is_told_how_to_have_some(write_preset: Writer) -> None:
+    assert "figures.yaml has no figures of mini: write `notebooks: digits`" in refusal(write_preset(notebooks=None))
 
 
 INVALID: dict[str, dict[str, Any]] = {

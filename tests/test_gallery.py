@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from eosslib import gallery
+from eosslib import figures, gallery
 from eosslib.config import Preset
 from eosslib.errors import RunFileError
+from eosslib.figures import Figure
 
 PRESET = Preset("digits", "digits & more", (0, 1), {}, {"01_a": ("x",), "02_b": ("x",)})
+
+
+ROWS = {name: Figure(name, f"Why {name}?", ("gap_slope",), {"digits": ("x",)}) for name in PRESET.notebooks}
+
+
+@pytest.fixture(autouse=True)
+def two_figures(monkeypatch):
+    monkeypatch.setattr(figures, "rows", lambda: ROWS)
 
 
 def write(folder: Path, name: str, **changes: object) -> None:
@@ -28,7 +37,18 @@ def test_the_index_shows_every_figure_with_caption_and_numbers_and_escapes_text(
         write(tmp_path, name)
     (tmp_path / "01_a.html").write_text("page")
     page = gallery.write_index(tmp_path, PRESET).read_text()
-    for part in ("Title 01_a", "Title 02_b", "b &lt; n", "S &lt; 2/η", "0.970 ± 0.010", "≈ 1", "01_a.png", 'href="01_a.html"'):
+    for part in (
+        "Title 01_a",
+        "Title 02_b",
+        "Why 01_a?",
+        "−1.27 (arXiv:2604.21016, figure 2",
+        "b &lt; n",
+        "S &lt; 2/η",
+        "0.970 ± 0.010",
+        "≈ 1",
+        "01_a.png",
+        'href="01_a.html"',
+    ):
         assert part in page
     assert 'href="02_b.html"' not in page
     assert "hidden" not in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
+from helpers import ROOT
 
-from eosslib import runs
-from eosslib.config import PRESET_FOLDER, load_preset
+from eosslib import figures, runs
+from eosslib.config import PRESET_FOLDER
 from eosslib.record import Record
 
-NOTEBOOKS = sorted((PRESET_FOLDER.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def code_cells(path: Path) -> list:
@@ -61,19 +63,24 @@ class TestNotebook:
             assert cell.source.startswith("record.say(")
             assert cell.metadata["jupyter"] == {"source_hidden": True}
 
-    def test_is_part_of_the_default_preset_and_saves_a_figure_of_its_own_name(self, path):
-        assert sum(f'Record("{path.stem}", chosen' in cell.source for cell in code_cells(path)) == 1
-        assert path.stem in load_preset("digits").notebooks
+    def test_opens_the_figure_of_its_own_name_which_the_default_preset_draws(self, path):
+        assert sum(f'open_figure("{path.stem}", preset' in cell.source for cell in code_cells(path)) == 1
+        shown = figures.rows()[path.stem].runs
         # Toys and formulas are the same for every preset: they are drawn once, with the default one.
-        if load_preset("digits").notebooks[path.stem]:
-            assert path.stem in load_preset("smoke").notebooks
+        if shown["digits"]:
+            assert "smoke" in shown
             if path.stem < "20":  # a figure of the papers
-                assert any(path.stem in load_preset(name).notebooks for name in ("cifar10", "eoss"))
+                assert {"cifar10", "eoss"} & set(shown)
+
+    def test_names_every_value_of_a_paper_that_its_row_holds_it_against(self, path):
+        source = "\n".join(cell.source for cell in code_cells(path))
+        assert [name for name in figures.rows()[path.stem].paper if not re.search(rf"\b{name}\b", source)] == []
 
 
-def test_every_notebook_of_a_preset_exists():
-    for preset in PRESET_FOLDER.glob("*.yaml"):
-        assert set(load_preset(preset.stem).notebooks) <= {path.stem for path in NOTEBOOKS}
+def test_every_figure_has_its_notebook_and_presets_that_are_there():
+    assert list(figures.rows()) == [path.stem for path in NOTEBOOKS]
+    presets = {path.stem for path in PRESET_FOLDER.glob("*.yaml")}
+    assert set().union(*(figure.runs for figure in figures.rows().values())) == presets
 
 
 def gradient_descent_diverged(frame: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +132,7 @@ def values_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeyp
     for cell in code_cells(path):
         exec(cell.source, values)
         if "parameters" in cell.metadata.get("tags", []):
-            values |= {"preset": "digits", "runs_folder": str(PRESET_FOLDER.parent / "data/reference/digits")}
+            values |= {"preset": "digits", "runs_folder": str(ROOT / "data/reference/digits")}
     plt.close("all")
     return {**values, "made": made}
 

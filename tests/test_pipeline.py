@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from eosslib import runs
@@ -114,7 +115,7 @@ def test_a_report_can_be_made(built):
 
 
 def test_a_changed_setting_trains_only_that_run_again(built):
-    path = built / "config/smoke.yaml"
+    path = built / "config/presets/smoke.yaml"
     text = path.read_text()
     try:
         path.write_text(text.replace("cnn-ce: {model: cnn,", "cnn-ce: {model: cnn, lr: 0.1, batch_size: [20, full],"))
@@ -138,6 +139,35 @@ def test_an_edit_of_a_figures_code_trains_nothing(built):
         assert "train" not in jobs
     finally:
         module.write_text(text)
+
+
+def test_a_figure_is_its_notebook_and_its_row(built):
+    rows, notebook = built / "config/figures.yaml", built / "notebooks/90_toy.ipynb"
+    text = rows.read_text()
+    preset, final = 'preset, runs_folder, figures_folder = "smoke", None, None', "print(*record.check())"
+    code = [
+        "import matplotlib.pyplot as plt\nfrom eosslib.record import open_figure\n"
+        'record = open_figure("90_toy", preset, runs_folder)\nprint(record.source)',
+        'fig, ax = plt.subplots()\nax.plot(record.frame.groupby("step").loss.mean())\n'
+        'record.findings.number("loss", "loss at the start", record.frame.loss.iloc[0], paper="one")\n'
+        'record.claim({"the loss is positive": (record.frame.loss > 0).all()})\n'
+        'texts = {"title": "Toy", "caption": "Loss.", "answer": "{{ loss }}", "expected": "{{ paper.one }}"}\n'
+        "record.save(figures_folder, fig, texts)",
+        final,
+    ]
+    cells = [nbformat.v4.new_code_cell(preset, metadata={"tags": ["parameters"]}), *map(nbformat.v4.new_code_cell, code)]
+    try:
+        rows.write_text(f"{text}\n90_toy:\n  question: Does the loss fall?\n  paper: [one]\n  runs: {{smoke: [cnn-mse]}}\n")
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+        jobs = planned(snakemake(built, "-n", "all"))
+        assert (jobs["notebook"], "train" in jobs) == (1, False)
+        result = snakemake(built, "figures/smoke/index.html")
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+        assert "Does the loss fall?" in (built / "figures/smoke/index.html").read_text()
+    finally:
+        rows.write_text(text)
+        for path in [notebook, *(built / "figures/smoke").glob("90_toy.*")]:
+            path.unlink(missing_ok=True)
 
 
 def test_a_failing_notebook_leaves_its_traceback_and_the_half_executed_notebook(built):
@@ -189,8 +219,8 @@ def test_a_slurm_cluster_gets_a_job_for_each_seed_and_a_gpu_for_it_where_the_dev
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     wanted = [f"data/runs/slurm/fc-tanh/b0020/seed{seed}.parquet" for seed in (0, 1)]
-    preset = (checkout / "config/smoke.yaml").read_text().replace("name: smoke", "name: slurm")
-    (checkout / "config/slurm.yaml").write_text(preset)  # of which nothing is trained yet
+    preset = (checkout / "config/presets/smoke.yaml").read_text().replace("name: smoke", "name: slurm\nnotebooks: smoke")
+    (checkout / "config/presets/slurm.yaml").write_text(preset)  # of which nothing is trained yet
     options = ["--workflow-profile", "profiles/slurm", "--retries", "0", "--slurm-init-seconds-before-status-checks", "1", *wanted]
     result = snakemake(checkout, *options, config=("preset=slurm", "seeds_per_job=1", f"device={device}"))
     assert "The error message was 'a stand-in'" in result.stdout + result.stderr
@@ -200,5 +230,7 @@ def test_a_slurm_cluster_gets_a_job_for_each_seed_and_a_gpu_for_it_where_the_dev
         f"{r}:group=fc-tanh/b0020" for r in ("train", "train1")
     }
     assert [re.findall(r"--gpus\S+", job) for job in submitted] == [gpus, gpus]
-    trained = re.findall(r"eosslib train config/slurm.yaml fc-tanh/b0020 --seeds (.+?) --out", result.stdout + result.stderr)
+    trained = re.findall(
+        r"eosslib train config/presets/slurm.yaml fc-tanh/b0020 --seeds (.+?) --out", result.stdout + result.stderr
+    )
     assert set(trained) == {"0", "1"}

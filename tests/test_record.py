@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from eosslib.config import Preset
+from eosslib.figures import Figure
 from eosslib.record import Record
 
 TEXTS = {"title": "Gap", "caption": "What is seen.", "answer": "slope {{ slope }}", "expected": "{{ paper.gap_slope }}"}
@@ -30,6 +31,9 @@ RUN = {
 }
 
 
+FIGURE = Figure("02_x", "How does the gap fall?", ("gap_slope",), {"digits": ("x",)})
+
+
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
@@ -48,7 +52,7 @@ def frame(missing: str = "") -> pd.DataFrame:
 
 @pytest.fixture
 def record() -> Record:
-    record = Record("02_x", preset())
+    record = Record(FIGURE, preset())
     record.findings.number("slope", "slope", -0.9412, 0.0213, "gap_slope")
     record.claim({"it falls": np.True_})
     return record
@@ -94,7 +98,7 @@ def test_a_records_numbers_have_no_digits_that_another_processor_rounds_otherwis
 
 
 def test_a_caption_is_one_line_and_ends_with_the_runs_settings_and_what_is_missing(tmp_path):
-    record = Record("02_x", preset(), frame("x full (seed 1)"))
+    record = Record(FIGURE, preset(), frame("x full (seed 1)"))
     record.claim({"it falls": False})
     made = written(record, tmp_path, caption="\n    What is seen,\n    and what else.\n", answer="", expected="")
     settings = "CNN, squared error: η = 0.05, 2,000 steps, measured every 50. One seed."
@@ -138,7 +142,7 @@ def test_a_claim_that_was_not_measured_stops_the_notebook(record):
         record.check()
 
 
-@pytest.mark.parametrize("open_record", [lambda: Record("02_x", preset(False)), lambda: Record("02_x", preset(), frame("x"))])
+@pytest.mark.parametrize("open_record", [lambda: Record(FIGURE, preset(False)), lambda: Record(FIGURE, preset(), frame("x"))])
 def test_a_preset_that_is_exempt_or_lacks_runs_says_what_does_not_hold_and_goes_on(open_record):
     record = open_record()
     record.claim({"two is more than one": 2 > 1, "one is more than two": 1 > 2})
@@ -147,6 +151,6 @@ def test_a_preset_that_is_exempt_or_lacks_runs_says_what_does_not_hold_and_goes_
 
 def test_a_figure_that_claims_nothing_or_something_twice_is_refused(record):
     with pytest.raises(ValueError, match="claims nothing"):
-        Record("02_x", preset()).check()
+        Record(FIGURE, preset()).check()
     with pytest.raises(ValueError, match="claimed twice: it falls"):
         record.claim({"it falls": False})

@@ -147,7 +147,7 @@ def test_the_committed_runs_give_the_committed_numbers_and_keep_every_claim(pres
     import papermill
 
     committed = drawn_record(preset, name)
-    parameters = {"preset": str(runs.ROOT / f"config/{preset}.yaml"), "runs_folder": str(REFERENCE / preset)}
+    parameters = {"preset": str(config.preset_path(preset)), "runs_folder": str(REFERENCE / preset)}
     options = {"cwd": runs.ROOT / "notebooks", "kernel_name": "python3", "progress_bar": False}
     path = runs.ROOT / f"notebooks/{name}.ipynb"
     papermill.execute_notebook(path, tmp_path / path.name, parameters | {"figures_folder": str(tmp_path)}, **options)
