@@ -45,11 +45,12 @@ if UNKNOWN:
     raise WorkflowError(f"--config: unknown key '{min(UNKNOWN)}'; there are preset, runs, device and seeds_per_job")
 if config.get("runs", "trained") not in ("trained", "committed"):
     raise WorkflowError(f"--config: runs is '{config['runs']}', neither 'trained' nor 'committed'")
+PRESET_NAME = config.get("preset", "digits")  # or its file
 try:
-    PRESET = presets.load_preset(config.get("preset", "digits"))
+    PRESET = presets.load_preset(PRESET_NAME)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
-PRESET_FILE = os.path.relpath(presets.preset_path(config.get("preset", "digits")))
+PRESET_FILE = os.path.relpath(presets.preset_path(PRESET_NAME))
 DEVICE = config.get("device", "auto")
 # A job trains so many seeds of a group stacked, all by default; one each makes more and shorter jobs for a cluster.
 STACK = config.get("seeds_per_job", len(PRESET.seeds))
@@ -200,12 +201,13 @@ for part, seeds in enumerate(SEED_PARTS):
             gpu=gpus,
             cpu=1,
         params:
-            settings=group_settings,  # and not the preset's file, whose place trains nothing anew
+            settings=group_settings,
+            preset=PRESET_NAME,
             seeds=" ".join(map(str, seeds)),
             runs=runs_folder,
             device=DEVICE,
         shell:
-            "python -m eosslib train {PRESET_FILE} {wildcards.group} --seeds {params.seeds} --out {params.runs}"
+            "python -m eosslib train {params.preset} {wildcards.group} --seeds {params.seeds} --out {params.runs}"
             " --device {params.device} --threads {threads} 2> {log}"
 
 

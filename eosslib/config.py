@@ -19,15 +19,21 @@ from typing import Any
 from eosslib import catalogue, figures
 from eosslib.errors import ConfigError
 from eosslib.settings import RunConfig, check_numbers
-from eosslib.validation import Checker, object_schema, read_yaml
+from eosslib.validation import Checker, as_lines, object_schema, read_yaml
 
 PRESET_FOLDER = Path(__file__).resolve().parents[1] / "config/presets"
-SCHEMA_FILE = Path(__file__).with_name("preset.schema.json")  # for editors
+SCHEMA_FILE = Path(__file__).with_name("preset.schema.json")  # its part of the settings is for editors alone
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of a preset, made from the settings of a run."""
+    """Return the JSON schema of a preset: that of the file, with the settings as their fields have them."""
     return _checker(catalogue.names()).schema
+
+
+@cache
+def _checker(names: object) -> Checker:
+    frame = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return Checker({**frame, "$defs": {"settings": object_schema(RunConfig)}})
 
 
 def write_schema(path: Path) -> Path:
@@ -37,58 +43,10 @@ def write_schema(path: Path) -> Path:
         ConfigError: It cannot be written.
     """
     try:
-        path.write_text(json.dumps(schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(as_lines(schema()) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
     return path
-
-
-@cache
-def _checker(names: object) -> Checker:
-    properties = {
-        "name": _text("name of the preset and of its folders; equal to the file name", pattern="^[a-z0-9][a-z0-9_-]*$"),
-        "description": _text("one sentence for captions and pages"),
-        "claims": {
-            "type": "boolean",
-            "description": "whether the notebooks insist on what the papers claim; false where numbers mean nothing",
-        },
-        "seeds": {
-            "type": "array",
-            "minItems": 1,
-            "uniqueItems": True,
-            "items": {"type": "integer", "minimum": 0},
-            "description": "every run is trained once for each seed; the seeds of a run are stacked and stepped together",
-        },
-        "settings": {"$ref": "#/$defs/settings", "description": "shared by every run"},
-        "runs": {
-            "type": "object",
-            "minProperties": 1,
-            "propertyNames": {"pattern": "^[a-z0-9][a-z0-9-]*$"},
-            "additionalProperties": {"$ref": "#/$defs/settings"},
-            "description": "name -> settings that differ from the shared ones; lists of batch sizes and noise models are expanded",
-        },
-        "notebooks": {
-            "anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "additionalProperties": figures.ENTRIES}],
-            "description": "notebook -> names of the runs it shows, or a preset that shows runs of the same names;"
-            " by default what config/figures.yaml says of this preset",
-        },
-    }
-    return Checker(
-        {
-            "$schema": "http://json-schema.org/draft-07/schema#",
-            "title": "eosslib preset",
-            "description": "Made by `python -m eosslib schema` from the fields of eosslib.settings; edit those.",
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["name", "seeds", "settings", "runs"],
-            "properties": properties,
-            "$defs": {"settings": object_schema(RunConfig)},
-        }
-    )
-
-
-def _text(means: str, **rule: Any) -> dict[str, Any]:
-    return {"type": "string", **rule, "description": means}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from eosslib.findings import Findings, words
 from eosslib.runs import atomic
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
     from pandas.api.typing import NAType
 
@@ -49,26 +48,22 @@ def open_figure(name: str, preset: str | Path, runs_folder: str | Path | None = 
 class Record:
     """What a notebook finds and says, from the runs it shows to the files of its figure."""
 
-    def __init__(self, figure: figures.Figure, preset: Preset, frame: pd.DataFrame | None = None) -> None:
+    def __init__(self, figure: figures.Figure, preset: Preset, found: runs.Collection | None = None) -> None:
         """Begin the record of a figure.
 
         Args:
             figure: Its row.
             preset: Whose figure it is.
-            frame: Runs it shows, as ``runs.collect`` gives them; None: it shows none.
+            found: Runs it shows; None: it shows none.
 
         Raises:
             ConfigError: The row names a value of a paper that is not there.
         """
-        self.name, self.preset, self.frame = figure.name, preset, frame
-        self.missing: str = "" if frame is None else frame.attrs["missing"]
+        self.name, self.preset = figure.name, preset
+        self.frame = None if found is None else found.frame  # what the caption says the settings of
+        self.source, self.missing = ("no runs", "") if found is None else (found.source, found.missing)
         self._papers = papers.named(figure.paper)
         self.findings, self._claims = Findings(self._papers), dict[str, str]()
-
-    @property
-    def source(self) -> str:
-        """Where its runs come from, in a sentence."""
-        return "no runs" if self.frame is None else str(self.frame.attrs["source"])
 
     def fill(self, text: str, **more: Any) -> str:
         """Fill a text with findings, as ``prose.fill`` does; ``missing`` names the runs that are not trained yet.

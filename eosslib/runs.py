@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 METADATA_KEY = b"eosslib"
+# Of a run, which stand in a table of runs beside its measurements.
+COLUMNS = ["dataset", "model", "width", "depth", "hidden", "init_scale", "batch_size", "train_size", "noise", "sampling", "seed"]
+COLUMNS += ["lr", "optimizer", "momentum", "steps", "measure_every", "full_batch"]
 
 
 @dataclass(frozen=True)
@@ -203,71 +206,58 @@ def locate(preset: Preset, entries: tuple[str, ...], folder: str | Path | None =
     raise RunFileError(f"{missing} does not exist: train it with `python -m eosslib train {preset.name} {group.name}`")
 
 
-def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None = None) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Collection:
+    """The runs of some entries."""
+
+    frame: pd.DataFrame  # a row a measurement, beside its run's settings
+    source: str  # where the runs come from, in a sentence
+    missing: str  # which runs of the preset the committed ones lack, in few words; empty if none
+
+
+def collect(preset: Preset, entries: tuple[str, ...], folder: str | Path | None = None) -> Collection:
     """Read all runs of some entries into one tidy table, every run checked against the preset.
 
     Returns:
-        A row a measurement; beside the trajectories' columns stand ``entry``, ``dataset``, ``model``, ``width``, ``depth``,
-        ``init_scale``, ``loss_name``, ``batch_size``, ``train_size``, ``noise``, ``sampling``, ``seed``, ``lr``, ``threshold``,
-        ``steps``, ``measure_every``, ``full_batch``, ``diverged``, ``optimizer`` and ``momentum``; where a schedule changes
-        settings these are the first, and ``edge`` is the threshold in force from the row's step on.
-        ``attrs["source"]`` says in a sentence where the runs come from, ``attrs["missing"]`` which runs of the preset the
-        committed ones lack (empty if none).
+        The runs. In their table, beside the trajectories' columns, stand ``entry``, those of ``COLUMNS``, ``loss_name``, the
+        ``threshold`` and whether the run ``diverged``; where a schedule changes settings these are the first, and ``edge`` is
+        the threshold in force from the row's step on.
 
     Raises:
         ConfigError: No entry is named, or one that the preset does not have.
         RunFileError: A run is missing or unreadable.
         ConfigMismatch: A run was trained with other settings than the preset's.
     """
-    folder = locate(preset, entries, folder)
-    committed = folder.parent.name == "reference"
-    parts, origins, lacking = [], set(), []
-    for group in preset.select(entries):
-        for config in group.runs:
-            if committed and not run_path(folder, group, config).is_file():
-                lacking.append((group, config))
-                continue
-            try:
-                run = load(run_path(folder, group, config), expect=config)
-            except ConfigMismatch as error:
-                raise ConfigMismatch(f"{error}; `python -m eosslib train {preset.name} {group.name}` trains it again") from None
-            origins.add((run.provenance["device"].split(",")[0], str(run.provenance["git_commit"])[:7]))
-            parts.append(
-                run.frame.assign(
-                    entry=group.entry,
-                    dataset=config.dataset,
-                    model=config.model,
-                    width=config.width,
-                    depth=config.depth,
-                    hidden=config.hidden,
-                    init_scale=config.init_scale,
-                    loss_name=config.loss,
-                    batch_size=config.batch_size,
-                    train_size=config.train_size,
-                    noise=config.noise,
-                    sampling=config.sampling,
-                    seed=config.seed,
-                    lr=config.lr,
-                    threshold=config.threshold,
-                    edge=[config.at(step).threshold for step in run.frame.step],
-                    optimizer=config.optimizer,
-                    momentum=config.momentum,
-                    steps=config.steps,
-                    measure_every=config.measure_every,
-                    full_batch=config.full_batch,
-                    diverged=run.diverged_at is not None,
-                )
-            )
     import pandas as pd  # most of a second, which training jobs do without
 
-    frame = pd.concat(parts, ignore_index=True)
+    folder, groups = locate(preset, entries, folder), preset.select(entries)
+    committed = folder.parent.name == "reference"
+    wanted = [(group, config) for group in groups for config in group.runs]
+    lacking = [(g, c) for g, c in wanted if committed and not run_path(folder, g, c).is_file()]
+    found = [(g, _load(preset, g, run_path(folder, g, c), c)) for g, c in wanted if (g, c) not in lacking]
+    origins = [(run.provenance["device"].split(",")[0], str(run.provenance["git_commit"])[:7]) for _, run in found]
     devices, commits = (", ".join(sorted(set(names))) for names in zip(*origins, strict=True))
-    kind = "committed" if committed else "freshly trained"
-    frame.attrs["missing"] = _summary(lacking, preset.select(entries))
-    frame.attrs["source"] = f"{len(parts)} {kind} runs of preset {preset.name}, trained on {devices} by commit {commits}"
+    kind, missing = "committed" if committed else "freshly trained", _summary(lacking, groups)
+    source = f"{len(found)} {kind} runs of preset {preset.name}, trained on {devices} by commit {commits}"
     if lacking:
-        frame.attrs["source"] += f"; of {len(parts) + len(lacking)}, not trained yet: {frame.attrs['missing']}"
-    return frame
+        source += f"; of {len(found) + len(lacking)}, not trained yet: {missing}"
+    return Collection(pd.concat([_labelled(group, run) for group, run in found], ignore_index=True), source, missing)
+
+
+def _load(preset: Preset, group: Group, path: Path, config: RunConfig) -> Run:
+    try:
+        return load(path, expect=config)
+    except ConfigMismatch as error:
+        raise ConfigMismatch(f"{error}; `python -m eosslib train {preset.name} {group.name}` trains it again") from None
+
+
+def _labelled(group: Group, run: Run) -> pd.DataFrame:
+    """Put a run's settings beside its measurements."""
+    config = run.config
+    edge = [config.at(step).threshold for step in run.frame.step]
+    known: dict[str, Any] = {"entry": group.entry, "loss_name": config.loss, "threshold": config.threshold, "edge": edge}
+    known |= {name: getattr(config, name) for name in COLUMNS} | {"diverged": run.diverged_at is not None}
+    return run.frame.assign(**known)
 
 
 def _summary(lacking: list[tuple[Group, RunConfig]], groups: Sequence[Group]) -> str:

@@ -60,6 +60,15 @@ def object_schema(kind: type) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": json.loads(plain)}
 
 
+def as_lines(value: Any, indent: str = "") -> str:
+    """Write JSON with a line for whatever fits in one."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict) or len(indent) + len(flat) < 200:
+        return flat
+    parts = [f"{indent}  {json.dumps(key)}: {as_lines(part, indent + '  ')}" for key, part in value.items()]
+    return "{\n" + ",\n".join(parts) + f"\n{indent}}}"
+
+
 class Checker:
     """A JSON schema, compiled."""
 

@@ -46,7 +46,7 @@ def test_a_model_added_from_outside_is_trained_and_drawn(toy: str, write_preset:
     preset = load_preset(write_preset(runs={"only": {"model": toy, "batch_size": [8, "full"]}}))
     for group in preset.groups.values():
         train_group(group, Options(tmp_path / "runs"))
-    frame = runs.collect(preset, ("only",), tmp_path / "runs")
+    frame = runs.collect(preset, ("only",), tmp_path / "runs").frame
     _, ax = plt.subplots()
     panels.relative(ax, frame)
     assert {line.get_label() for line in ax.lines if not line.get_label().startswith("_")} == {"Linear, GD", "Linear, b = 8"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -118,11 +119,9 @@ def values_of(name: str, change: Callable[[pd.DataFrame], pd.DataFrame], monkeyp
     """Run the cells of a notebook on the committed digits runs, changed, and return its names and, under ``made``, its claims."""
     collect, claim, made = runs.collect, Record.claim, {}
 
-    def changed(*args: object) -> pd.DataFrame:
-        frame = collect(*args)
-        result = change(frame)
-        result.attrs = frame.attrs
-        return result
+    def changed(*args: object) -> runs.Collection:
+        found = collect(*args)
+        return replace(found, frame=change(found.frame))
 
     monkeypatch.setattr(runs, "collect", changed)
     monkeypatch.setattr(Record, "claim", lambda record, claims: (made.update(claims), claim(record, claims)))

@@ -141,24 +141,33 @@ def test_an_edit_of_a_figures_code_trains_nothing(built):
         module.write_text(text)
 
 
+TOY = [
+    'preset = "smoke"\nruns_folder = None\nfigures_folder = None',
+    """
+import matplotlib.pyplot as plt
+from eosslib.record import open_figure
+
+record = open_figure("90_toy", preset, runs_folder)
+fig, ax = plt.subplots()
+ax.plot(record.frame.groupby("step").loss.mean())
+""",
+    """
+record.findings.number("loss", "loss at the start", record.frame.loss.iloc[0], paper="one")
+record.claim({"the loss is positive": (record.frame.loss > 0).all()})
+texts = {"title": "Toy", "caption": "Loss.", "answer": "{{ loss }}", "expected": "{{ paper.one }}"}
+record.save(figures_folder, fig, texts)
+""",
+]
+
+
 def test_a_figure_is_its_notebook_and_its_row(built):
     rows, notebook = built / "config/figures.yaml", built / "notebooks/90_toy.ipynb"
-    text = rows.read_text()
-    preset, final = 'preset, runs_folder, figures_folder = "smoke", None, None', "print(*record.check())"
-    code = [
-        "import matplotlib.pyplot as plt\nfrom eosslib.record import open_figure\n"
-        'record = open_figure("90_toy", preset, runs_folder)\nprint(record.source)',
-        'fig, ax = plt.subplots()\nax.plot(record.frame.groupby("step").loss.mean())\n'
-        'record.findings.number("loss", "loss at the start", record.frame.loss.iloc[0], paper="one")\n'
-        'record.claim({"the loss is positive": (record.frame.loss > 0).all()})\n'
-        'texts = {"title": "Toy", "caption": "Loss.", "answer": "{{ loss }}", "expected": "{{ paper.one }}"}\n'
-        "record.save(figures_folder, fig, texts)",
-        final,
-    ]
-    cells = [nbformat.v4.new_code_cell(preset, metadata={"tags": ["parameters"]}), *map(nbformat.v4.new_code_cell, code)]
+    text, toy = rows.read_text(), nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
+    toy.cells = [nbformat.v4.new_code_cell(code.strip()) for code in TOY]
+    toy.cells[0].metadata["tags"] = ["parameters"]
     try:
         rows.write_text(f"{text}\n90_toy:\n  question: Does the loss fall?\n  paper: [one]\n  runs: {{smoke: [cnn-mse]}}\n")
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+        nbformat.write(toy, notebook)
         jobs = planned(snakemake(built, "-n", "all"))
         assert (jobs["notebook"], "train" in jobs) == (1, False)
         result = snakemake(built, "figures/smoke/index.html")
@@ -230,7 +239,5 @@ def test_a_slurm_cluster_gets_a_job_for_each_seed_and_a_gpu_for_it_where_the_dev
         f"{r}:group=fc-tanh/b0020" for r in ("train", "train1")
     }
     assert [re.findall(r"--gpus\S+", job) for job in submitted] == [gpus, gpus]
-    trained = re.findall(
-        r"eosslib train config/presets/slurm.yaml fc-tanh/b0020 --seeds (.+?) --out", result.stdout + result.stderr
-    )
+    trained = re.findall(r"eosslib train slurm fc-tanh/b0020 --seeds (.+?) --out", result.stdout + result.stderr)
     assert set(trained) == {"0", "1"}

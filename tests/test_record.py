@@ -12,6 +12,7 @@ import pytest
 from eosslib.config import Preset
 from eosslib.figures import Figure
 from eosslib.record import Record
+from eosslib.runs import Collection
 
 TEXTS = {"title": "Gap", "caption": "What is seen.", "answer": "slope {{ slope }}", "expected": "{{ paper.gap_slope }}"}
 RUN = {
@@ -44,10 +45,8 @@ def preset(claims: bool = True) -> Preset:
     return Preset("digits", "", (0,), {}, {"02_x": ("x",)}, claims)
 
 
-def frame(missing: str = "") -> pd.DataFrame:
-    found = pd.DataFrame([RUN])
-    found.attrs |= {"missing": missing, "source": "2 committed runs"}
-    return found
+def found(missing: str = "") -> Collection:
+    return Collection(pd.DataFrame([RUN]), "2 committed runs", missing)
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_a_records_numbers_have_no_digits_that_another_processor_rounds_otherwis
 
 
 def test_a_caption_is_one_line_and_ends_with_the_runs_settings_and_what_is_missing(tmp_path):
-    record = Record(FIGURE, preset(), frame("x full (seed 1)"))
+    record = Record(FIGURE, preset(), found("x full (seed 1)"))
     record.claim({"it falls": False})
     made = written(record, tmp_path, caption="\n    What is seen,\n    and what else.\n", answer="", expected="")
     settings = "CNN, squared error: η = 0.05, 2,000 steps, measured every 50. One seed."
@@ -142,7 +141,7 @@ def test_a_claim_that_was_not_measured_stops_the_notebook(record):
         record.check()
 
 
-@pytest.mark.parametrize("open_record", [lambda: Record(FIGURE, preset(False)), lambda: Record(FIGURE, preset(), frame("x"))])
+@pytest.mark.parametrize("open_record", [lambda: Record(FIGURE, preset(False)), lambda: Record(FIGURE, preset(), found("x"))])
 def test_a_preset_that_is_exempt_or_lacks_runs_says_what_does_not_hold_and_goes_on(open_record):
     record = open_record()
     record.claim({"two is more than one": 2 > 1, "one is more than two": 1 > 2})

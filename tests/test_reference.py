@@ -65,13 +65,13 @@ class TestReference:
         for entries in preset.notebooks.values():
             groups = preset.select(entries)
             if any(group.name in there for group in groups):
-                frame = runs.collect(preset, entries, REFERENCE / name)
+                found = runs.collect(preset, entries, REFERENCE / name)
                 lacking = [group for group in groups if group.name not in there]
                 wholly = {group.entry for group in groups} - {name.split("/")[0] for name in there}
-                assert all(f"all of {entry}" in frame.attrs["missing"] for entry in wholly)
-                assert all(group.name.split("/")[1] in frame.attrs["missing"] for group in lacking if group.entry not in wholly)
-                assert bool(frame.attrs["missing"]) == (
-                    len(frame.groupby(["entry", "batch_size", "noise", "seed"])) < sum(len(g.runs) for g in groups)
+                assert all(f"all of {entry}" in found.missing for entry in wholly)
+                assert all(group.name.split("/")[1] in found.missing for group in lacking if group.entry not in wholly)
+                assert bool(found.missing) == (
+                    len(found.frame.groupby(["entry", "batch_size", "noise", "seed"])) < sum(len(g.runs) for g in groups)
                 )
 
     def test_holds_nothing_else(self, name):
@@ -122,7 +122,7 @@ class TestReference:
             pytest.skip("shows other figures")
         record = drawn_record(name, "02_gap_vs_batch_size")
         stated = {finding["key"]: finding for finding in record["findings"]}
-        frame = runs.collect(preset, ("fc-tanh",), REFERENCE / name)
+        frame = runs.collect(preset, ("fc-tanh",), REFERENCE / name).frame
         gaps = analysis.gaps(analysis.plateaus(frame))
         means = analysis.over_seeds(gaps, "gap", ["batch_size"])
         theirs = papers.gaps(frame)
@@ -162,13 +162,13 @@ def test_the_committed_figures_name_the_runs_they_lack_and_the_table_has_their_n
     for path in drawn:
         record = json.loads(path.read_text(encoding="utf-8"))
         if entries := preset.notebooks[path.stem]:
-            assert record.get("missing", "") == runs.collect(preset, entries, REFERENCE / name).attrs["missing"], path.name
+            assert record.get("missing", "") == runs.collect(preset, entries, REFERENCE / name).missing, path.name
         (tmp_path / path.name).write_text(json.dumps(record))
     assert write_results(tmp_path, preset).read_text("utf-8") == (FIGURES / name / "results.md").read_text("utf-8")
 
 
 def test_there_are_three_seeds_and_eleven_batch_sizes_for_the_gap_on_digits():
-    frame = runs.collect(config.load_preset("digits"), ("fc-tanh",), REFERENCE / "digits")
+    frame = runs.collect(config.load_preset("digits"), ("fc-tanh",), REFERENCE / "digits").frame
     sgd = frame[~frame.full_batch]
     assert sgd.seed.nunique() >= 3
     assert sgd.batch_size.nunique() == 11

@@ -176,31 +176,11 @@ def fill(preset: Any, folder: Path, entries: tuple[str, ...] = ("one", "two")) -
 
 def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> None:
     fill(preset, tmp_path / "runs")
-    table = runs.collect(preset, ("one", "two"), tmp_path / "runs")
+    found = runs.collect(preset, ("one", "two"), tmp_path / "runs")
+    table = found.frame
     assert len(table) == 3 * 2 * 3  # three groups of two seeds, three rows each
-    settings = [
-        "dataset",
-        "model",
-        "width",
-        "depth",
-        "hidden",
-        "init_scale",
-        "loss_name",
-        "batch_size",
-        "train_size",
-        "noise",
-        "sampling",
-        "seed",
-        "lr",
-        "threshold",
-        "edge",
-        "optimizer",
-        "momentum",
-        "steps",
-        "measure_every",
-        "full_batch",
-    ]
-    assert list(table.columns) == ["step", "loss", "sharpness", "entry", *settings, "diverged"]
+    columns = {"step", "loss", "sharpness", "entry", "loss_name", "threshold", "edge", "diverged", *runs.COLUMNS}
+    assert (set(table), len(table.columns)) == (columns, len(columns))
     assert list(table.index) == list(range(18))
     first = table[table.step == 0]
     assert list(first.loss) == list(first.batch_size + first.seed), "every row stands beside its own run's settings"
@@ -210,7 +190,7 @@ def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> 
     assert set(table.threshold) == {20.0} == set(table.edge)
     assert {(r.dataset, r.width, r.depth, r.init_scale) for r in table.itertuples()} == {("digits", 4, 2, 1.0)}
     assert not table.diverged.any()
-    assert "CPU" in table.attrs["source"]
+    assert "CPU" in found.source
 
 
 @pytest.mark.parametrize(("entries", "words"), [((), "no entries of preset mini were named"), (("six",), "no runs named 'six'")])
@@ -234,23 +214,23 @@ def test_a_run_that_is_not_there_is_named_with_the_command_that_trains_it(preset
     fill(preset, tmp_path / "runs", ("one",))
     with pytest.raises(RunFileError, match=r"two/b0008/seed0\.parquet does not exist: .*`python -m eosslib train mini two/b0008`"):
         runs.collect(preset, ("one", "two"), tmp_path / "runs")
-    assert len(runs.collect(preset, ("one",), tmp_path / "runs")) == 12
+    assert len(runs.collect(preset, ("one",), tmp_path / "runs").frame) == 12
 
 
 def test_committed_runs_may_be_incomplete_and_say_so(preset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     committed = tmp_path / "data/reference/mini"
     fill(preset, committed)
-    assert runs.collect(preset, ("one", "two")).attrs["missing"] == ""
+    assert runs.collect(preset, ("one", "two")).missing == ""
     (committed / "two/b0008/seed1.parquet").unlink()
     for seed in (0, 1):
         (committed / f"one/full/seed{seed}.parquet").unlink()
-    frame = runs.collect(preset, ("one", "two"))
-    assert frame.attrs["missing"] == "one full (seed 0, 1); two b0008 (seed 1)"
-    assert "not trained yet: one full" in frame.attrs["source"]
-    assert not frame.full_batch.any()
+    found = runs.collect(preset, ("one", "two"))
+    assert found.missing == "one full (seed 0, 1); two b0008 (seed 1)"
+    assert "not trained yet: one full" in found.source
+    assert not found.frame.full_batch.any()
     (committed / "two/b0008/seed0.parquet").unlink()
-    assert runs.collect(preset, ("one", "two")).attrs["missing"] == "one full (seed 0, 1); all of two"
+    assert runs.collect(preset, ("one", "two")).missing == "one full (seed 0, 1); all of two"
     for path in committed.rglob("*.parquet"):
         path.unlink()
     with pytest.raises(RunFileError, match="does not exist"):
