@@ -23,10 +23,12 @@ from eosslib.errors import ConfigError
 ENGINE = [
     f"eosslib/{module}.py"
     for module in (
-        "automatic curvature datasets devices dynamics eigen flat lanczos layers losses measurements models observing overlap predicted probing products sampling"
-        " stepping streams training updates windows"
+        "automatic curvature datasets devices dynamics eigen flat lanczos layers losses models predicted probing products sampling"
+        " stepping streams training updates"
     ).split()
 ]
+MEASURE = sorted(f"eosslib/measure/{module}.py" for module in glob_wildcards("eosslib/measure/{module,[a-z]+}.py").module)
+ENGINE += MEASURE
 # What notebooks call besides.
 DRAWING = [
     f"eosslib/{module}.py"
@@ -35,7 +37,7 @@ DRAWING = [
 
 # Whose docstrings make the API reference.
 PUBLIC = (
-    "catalogue tracker examples optimizers measurements windows predicted overlap theory toys analysis powerlaw jackknife gaplines findings"
+    "catalogue tracker examples optimizers predicted theory toys analysis powerlaw jackknife gaplines findings"
     " papers prose record figures plotting panels settings config runs datasets models losses curvature eigen flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})
@@ -306,6 +308,7 @@ rule api:
     """Make the API reference from the docstrings; its pages name no folder of this machine."""
     input:
         expand("eosslib/{module}.py", module=["__init__", *PUBLIC]),
+        MEASURE,
     output:
         "figures/api/index.html",
         report("figures/api/eosslib.html", category="Pages", labels={"page": "API"}),
@@ -320,4 +323,4 @@ rule api:
         modules=" ".join(["eosslib", *(f"'!eosslib.{module}$'" for module in PRIVATE)]),
     shell:
         "(python -m pdoc -d google --no-show-source --no-search -o {params.folder} {params.modules}"
-        ' && sed -i "s#$PWD#.#g" {params.folder}/*.html {params.folder}/eosslib/*.html) > {log} 2>&1'
+        ' && find {params.folder} -name "*.html" -exec sed -i "s#$PWD#.#g" {{}} +) > {log} 2>&1'

@@ -59,7 +59,7 @@ def compare(run: RunConfig, tight: float) -> str:
     for step in np.linspace(0, run.steps, STEPS).astype(int).tolist():
         if step > trainer.state.step:
             trainer.advance(step)
-        hessian = Hessian(trainer.objective, trainer.state.theta, trainer.x, trainer.y)
+        hessian = trainer.point().hessian()
         probe = Probe(torch.randn(1, size, generator=generator("reference", step)), miss=1e-9)
         nothing = torch.zeros(1, 0, size)
         truth.append(float(eigen.top_eigenpairs(hessian, nothing, tol=tight, max_products=1000, probe=probe).values))

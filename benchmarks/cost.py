@@ -33,14 +33,18 @@ import scipy
 import torch
 from torch import nn
 
-from eosslib import catalogue, config, datasets, eigen, measurements, models, runs
+from eosslib import catalogue, config, datasets, eigen, models, runs
 from eosslib import products as matrices
-from eosslib.curvature import Hessian, full_gradient
+from eosslib.curvature import Point, full_gradient
 from eosslib.devices import choose_device, float32_products, processor
 from eosslib.errors import DataError
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import StackedNetwork
+from eosslib.measure.batch import batch_sharpness
+from eosslib.measure.drawn import Draws, Estimate
+from eosslib.measure.minibatch import minibatch_sharpness
+from eosslib.measure.sharpness import sharpness
 from eosslib.sampling import batches
-from eosslib.settings import RunConfig
+from eosslib.settings import MAX_LOTS, RunConfig
 from eosslib.training import Trainer
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -113,14 +117,10 @@ def clock(job: Job, device: torch.device) -> float:
 
 def steps_of(built: Trainer, size: int, count: int) -> Job:
     """A stretch of SGD steps as the training makes them (on CUDA, a replayed graph)."""
-    other = trainer(len(built.state.seeds), built.device, _data(built), **{**_changes(built), "batch_size": size})
-    stepper = other._stepper_of(other.state)
+    other = trainer(len(built.state.seeds), built.device, built.data, **{**_changes(built), "batch_size": size})
+    stepper = other._stepper_of(0)
     u = other.state.vectors
     return lambda: stepper.advance(0, count, u)
-
-
-def _data(built: Trainer) -> datasets.Dataset:
-    return datasets.Dataset(built.x[0], built.y[0], built.observer.x_test[0], built.observer.y_test[0])
 
 
 def _changes(built: Trainer) -> dict[str, object]:
@@ -129,7 +129,7 @@ def _changes(built: Trainer) -> dict[str, object]:
 
 def bare_loop(built: Trainer, size: int, count: int) -> Job:
     """The loop a reader would write: nn.Sequential, autograd, torch.optim.SGD, indices from one permutation."""
-    c, data = built.config, _data(built)
+    c, data = built.config, built.data
     network = models.initialised(c.model, data.shape, 10, width=c.width, depth=c.depth, hidden=c.hidden, seed=0)
     network = network.to(built.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=c.lr)
@@ -147,9 +147,8 @@ def bare_loop(built: Trainer, size: int, count: int) -> Job:
 def exact(built: Trainer) -> float:
     """The top eigenvalue in float64."""
     theta, x, y = (t.double() for t in (built.state.theta[:1], built.x, built.y))
-    objective = Objective(built.objective.network, built.objective.loss)
     start = torch.randn(1, 1, theta.shape[1], dtype=theta.dtype, generator=torch.Generator().manual_seed(1)).to(theta.device)
-    pairs = eigen.top_eigenpairs(Hessian(objective, theta, x, y), start, tol=1e-7, max_products=600)
+    pairs = eigen.top_eigenpairs(Point(built.objective, theta, x, y).hessian(), start, tol=1e-7, max_products=600)
     assert bool(pairs.converged.all())
     return pairs.values.item()
 
@@ -197,10 +196,10 @@ def operations(built: Trainer) -> tuple[float, float, float]:
 
 def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[], tuple[float, float]]]]:
     """Solvers of others for the same λ_max; each returns the eigenvalue and the number of Hessian products."""
-    theta, x, y = built.state.theta[:1], built.x, built.y
+    theta = built.state.theta[:1]
 
     def scipy_solver() -> tuple[float, float]:
-        hessian = Hessian(built.objective, theta, x, y)
+        hessian = built.point([0]).hessian()
 
         def product(v: np.ndarray) -> np.ndarray:
             return hessian(torch.from_numpy(v.astype(np.float32)).view(1, -1).to(theta.device))[0].cpu().numpy()
@@ -211,8 +210,7 @@ def peers(built: Trainer, start: torch.Tensor) -> Iterator[tuple[str, Callable[[
         return float(values[0]), hessian.products
 
     yield f"SciPy {scipy.__version__} eigsh on our product, tol 1e-3", scipy_solver
-    data = _data(built)
-    c = built.config
+    c, data = built.config, built.data
     network = models.build(c.model, data.shape, 10, width=c.width, depth=c.depth, hidden=c.hidden)
     network = network.to(built.device)
     nn.utils.vector_to_parameters(theta[0], network.parameters())
@@ -264,7 +262,7 @@ class _Counted(scipy.sparse.linalg.LinearOperator):
 
 def run(jobs: dict[str, tuple[Job, float]], device: torch.device, rounds: int) -> tuple[dict[str, list[float]], dict[str, object]]:
     """Time all jobs in turn, for so many rounds; seconds per unit of each job, and what each returned when warming up."""
-    kept = (eigen.Eigenpairs, measurements.Estimate, tuple)  # a Hessian would keep its passes in memory
+    kept = (eigen.Eigenpairs, Estimate, tuple)  # a Hessian would keep its passes in memory
     results: dict[str, object] = {label: result for label, (job, _) in jobs.items() if isinstance(result := job(), kept)}
     times: dict[str, list[float]] = {label: [] for label in jobs}
     for _ in range(rounds):
@@ -282,14 +280,13 @@ def report(model: str, args: argparse.Namespace) -> str:
     start = torch.randn(1, 1, size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def solve(vectors: torch.Tensor, tol: float) -> eigen.Eigenpairs:
-        where = (built.objective, built.state.theta, built.x, built.y, vectors)
-        return measurements.sharpness(*where, tol=tol, nearby=eigen.NEARBY)
+        return sharpness(built.point(), vectors, tol=tol, nearby=eigen.NEARBY)
 
     before = solve(start, 1e-3).starts
     built.advance(args.steps + 5)
     truth = exact(built)
     params = built.objective.network.views(built.state.theta.clone())
-    operator = Hessian(built.objective, built.state.theta, built.x, built.y)
+    operator = built.point().hessian()
     vector = torch.randn_like(built.state.theta)
     three = trainer(3, device, data, model=model, width=WIDTH[model])
 
@@ -297,19 +294,20 @@ def report(model: str, args: argparse.Namespace) -> str:
         built.state.vectors = before
         built.measure()
 
-    where, key = (built.objective, built.state.theta, built.x, built.y), [("benchmark",)]
+    def drawn(size: int) -> Draws:
+        return Draws(size, 40, [("benchmark",)])
 
-    def sampled(size: int) -> measurements.Estimate:
-        return measurements.batch_sharpness(*where, batch_size=size, draws=40, keys=key).ratio_of_means
+    def sampled(size: int) -> Estimate:
+        return batch_sharpness(built.point(), drawn(size)).ratio_of_means
 
-    def minibs(size: int) -> measurements.Estimate:
-        return measurements.minibatch_sharpness(*where, before[:, 0], batch_size=size, draws=40, keys=key).value
+    def minibs(size: int) -> Estimate:
+        return minibatch_sharpness(built.point(), before[:, 0], drawn(size)).value
 
     convolutional = model.startswith("cnn")
     count = 20 if convolutional else 50
     jobs: dict[str, tuple[Job, float]] = {
         "full-batch gradient": (lambda: full_gradient(built.objective, params, built.x, built.y, built.parts), 1.0),
-        "forward and backward pass to keep": (lambda: Hessian(built.objective, built.state.theta, built.x, built.y), 1.0),
+        "forward and backward pass to keep": (lambda: built.point().hessian(), 1.0),
         PRODUCT: (lambda: operator(vector), 1.0),
         "σ_u² at kept passes": (lambda: operator.slopes(vector), 1.0),
         "λ_max warm (5 steps later), residual 1e-3": (lambda: solve(before, 1e-3), 1.0),
@@ -375,14 +373,12 @@ def report(model: str, args: argparse.Namespace) -> str:
     layers = kinds.get(model, "3072-200-200-10")
     middle = {label: statistics.median(seconds) for label, seconds in times.items()}
     errors = {
-        label: found.standard_error.item() / found.value.item()
-        for label, found in results.items()
-        if isinstance(found, measurements.Estimate)
+        label: found.standard_error.item() / found.value.item() for label, found in results.items() if isinstance(found, Estimate)
     }
     preset = config.load_preset("cifar10").select([ENTRY.get(model, model)])[0].runs[0]
     every, sampled_every, wanted = preset.measure_every, preset.sample_every, preset.sample_precision
     # Draws scatter independently; they are made in lots of 40.
-    lots = {label: min(max(1, math.ceil((error / wanted) ** 2)), measurements.MAX_LOTS) for label, error in errors.items()}
+    lots = {label: min(max(1, math.ceil((error / wanted) ** 2)), MAX_LOTS) for label, error in errors.items()}
     measured = middle["whole measurement, warm"]
 
     def part(seconds: float, steps: int) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 import pages
 import torch
 
-from eosslib import datasets, eigen, measurements
-from eosslib.curvature import Hessian
-from eosslib.flat import Objective
+from eosslib import datasets, eigen
+from eosslib.curvature import Point
+from eosslib.measure.drawn import Draws
+from eosslib.measure.minibatch import minibatch_sharpness
 from eosslib.probing import Probe
 from eosslib.settings import RunConfig
 from eosslib.streams import generator
@@ -29,17 +30,17 @@ PAGE, DRAWS, LOTS = Path(__file__).with_name("DRAWN.md"), 64, 3
 CASES = [("fc-relu", 32, 3000, 0.4), ("fc-relu", 8, 1000, 0.4), ("fc-tanh", 50, 3000, 0.1), ("cnn", 16, 600, 0.05)]
 
 
-def compare(objective: Objective, theta: torch.Tensor, data: datasets.Dataset, batch_size: int) -> str:
+def compare(point: Point, batch_size: int) -> str:
     """The cells of a row for one network (1, P)."""
-    x, y, size = data.x.unsqueeze(0), data.y.unsqueeze(0), theta.shape[1]
+    theta, size = point.theta, point.theta.shape[1]
     first = Probe(torch.randn(1, size, generator=generator("drawn", "u")))
-    u = eigen.top_eigenpairs(Hessian(objective, theta, x, y), theta.new_zeros(1, 0, size), probe=first).vectors[:, 0]
+    u = eigen.top_eigenpairs(point.hessian(), theta.new_zeros(1, 0, size), probe=first).vectors[:, 0]
     cells = []
     for lot in range(LOTS):
-        where, key = (objective, theta, x, y), ("drawn", lot)
-        found = measurements.minibatch_sharpness(*where, u, batch_size=batch_size, draws=DRAWS, keys=[key]).value
-        indices = next(measurements.lots(x, batch_size, DRAWS, "reshuffle", key))
-        operator = Hessian(objective, theta.expand(DRAWS, -1), x[0, indices], y[0, indices])
+        key = ("drawn", lot)
+        draws = Draws(batch_size, DRAWS, [key])
+        found = minibatch_sharpness(point, u, draws).value
+        operator = point.drawn(0, next(draws.lots(point.x, key))).hessian()
         tight = Probe(torch.randn(DRAWS, size, generator=generator("drawn tight", lot)))
         truth = eigen.top_eigenpairs(operator, theta.new_zeros(DRAWS, 0, size), tol=1e-4, probe=tight).values[:, 0].double()
         bias, error = float(found.value - truth.mean()), float(found.standard_error)
@@ -61,7 +62,7 @@ def main() -> int:
         trainer = Trainer([run], data=data)
         trainer.state.step = 0
         trainer.advance(steps)
-        lines.append(f"| {model} | {size} | {steps} | {compare(trainer.objective, trainer.state.theta, data, size)} |")
+        lines.append(f"| {model} | {size} | {steps} | {compare(trainer.point(), size)} |")
     print("\n".join(lines))
     if args.write:
         pages.write(PAGE, "MiniBS without a probe", __doc__, lines)

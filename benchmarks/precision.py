@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eosslib.curvature import Hessian
+from eosslib.curvature import Point
 from eosslib.devices import choose_device, float32_products, processor
 from eosslib.eigen import top_eigenpairs
 from eosslib.training import Trainer
@@ -77,7 +77,7 @@ def table(built: Trainer, name: str) -> pd.DataFrame:
     theta, x, y = built.state.theta[:1], built.x, built.y
     generator = torch.Generator().manual_seed(0)
     v, start = (torch.randn(1, theta.shape[1], generator=generator, dtype=torch.float64).to(theta.device) for _ in range(2))
-    exact = Hessian(built.objective, theta.double(), x.double(), y.double())
+    exact = Point(built.objective, theta.double(), x.double(), y.double()).hessian()
     product, truth = exact(v), top_eigenpairs(exact, start.unsqueeze(1), tol=1e-6)
     del exact
     ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -89,7 +89,7 @@ def table(built: Trainer, name: str) -> pd.DataFrame:
     rows = []
     for way, context in ways.items():
         with float32_products(), context() as mode:
-            operator = Hessian(built.objective, theta, x, y)
+            operator = Point(built.objective, theta, x, y).hessian()
             error = (operator(v.float()).double() - product).norm() / product.norm()
             found = top_eigenpairs(operator, start.float().unsqueeze(1), tol=TOL, max_products=100)
         assert not isinstance(mode, Rounded) or mode.count, "nothing was rounded"

@@ -8,8 +8,9 @@
 `eosslib.plotting` and `eosslib.panels` draw, `eosslib.findings` holds headline numbers and claims. `eosslib.theory` has the
 papers' formulas, `eosslib.toys` the systems that can be solved by hand.
 
-**Measure at given parameters.** `eosslib.measurements`: sharpness, batch sharpness, MiniBS, noise variance. `eosslib.windows`: α,
-β and E[x²]. `eosslib.predicted`: the predicted dynamics beside the real ones. `eosslib.overlap`: Hessian, Gauss–Newton part, NTK.
+**Measure at given parameters.** A `eosslib.curvature.Point` is networks at parameters, before data; `eosslib.measure` has a file
+for each measurement of it, and the one list that training and tracker walk, `eosslib.measure.record`. `eosslib.predicted`: the
+predicted dynamics beside the real ones.
 
 **Underneath.** `eosslib.eigen` finds top eigenpairs of any symmetric operator, `eosslib.curvature` multiplies by Hessians,
 `eosslib.flat` and `eosslib.automatic` make a network a function of flat parameters, `eosslib.layers` are what it is made of,

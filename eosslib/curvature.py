@@ -7,6 +7,8 @@ goes; chunks beyond it are made again at every product.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -83,6 +85,41 @@ def full_gradient(
     return total
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Point:
+    """R networks at their parameters and the examples their loss is the mean over: where everything is measured.
+
+    The parameters must stay as they are from the first call of ``hessian`` on.
+    """
+
+    objective: Objective
+    theta: torch.Tensor  # (R, P)
+    x: torch.Tensor  # (1, n, *shape), shared by the stack, or (R, n, *shape), one set for each network
+    y: torch.Tensor  # (1, n, K) or (R, n, K)
+    memory: int = DEFAULT_MEMORY  # bytes that kept passes may hold
+
+    def at(self, theta: torch.Tensor) -> Point:
+        """Return the same networks at other parameters (R, P)."""
+        return dataclasses.replace(self, theta=theta)
+
+    def drawn(self, row: int, indices: torch.Tensor) -> Point:
+        """Return one of the networks at D mini-batches of the shared examples, indices (D, b): a stack of D."""
+        theta = self.theta[row].expand(len(indices), -1)
+        return Point(self.objective, theta, self.x[0, indices], self.y[0, indices], self.memory)
+
+    def hessian(self) -> Hessian:
+        """Return the Hessian here, whose passes are made once and kept.
+
+        Raises:
+            ConfigError: Batch normalisation needs all examples in one pass, and that does not fit the memory.
+        """
+        return self._hessian
+
+    @functools.cached_property
+    def _hessian(self) -> Hessian:
+        return Hessian(self)
+
+
 class Hessian:
     """The Hessian of the mean loss as an operator on a stack of vectors: (R, P) → (R, P), block-diagonal over the stack.
 
@@ -95,22 +132,15 @@ class Hessian:
         accuracy: Fraction of examples whose largest output is that of the largest target (R,).
     """
 
-    def __init__(
-        self, objective: Objective, theta: torch.Tensor, x: torch.Tensor, y: torch.Tensor, memory: int = DEFAULT_MEMORY
-    ) -> None:
-        """Make the forward and backward passes.
-
-        Args:
-            objective: Network and loss.
-            theta: Parameters (R, P).
-            x: Inputs (1, n, *shape) shared by the stack, or (R, n, *shape), one set for each network.
-            y: Targets (1, n, K) or (R, n, K).
-            memory: Bytes that the kept passes may hold.
+    def __init__(self, point: Point) -> None:
+        """Make the forward and backward passes; what ``point.hessian()`` does once.
 
         Raises:
             ConfigError: Batch normalisation needs all examples in one pass, and that does not fit the memory.
         """
-        self._objective, self._x, self._y = objective, x, y
+        # Not the point itself, which holds its Hessian: passes are to be freed at once, not when a cycle is found.
+        objective, theta, x, memory = point.objective, point.theta, point.x, point.memory
+        self._objective, self._x, self._y = objective, x, point.y
         self._params = objective.network.views(theta.clone())
         self._passes: list[tuple[slice, slice, Passes | None]] = []
         self.size, self.products = theta.shape[1], 0
@@ -184,21 +214,12 @@ class Hessian:
         return result
 
 
-def curvature_along_gradient(
-    objective: Objective, theta: torch.Tensor, x: torch.Tensor, y: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return g_Bᵀ H_B g_B and ‖g_B‖² for a stack of mini-batches, each (D,).
-
-    Args:
-        objective: Network and loss.
-        theta: Parameters (D, P), one row a mini-batch.
-        x: Inputs (D, b, *shape).
-        y: Targets (D, b, K).
-    """
-    network, params = objective.network, objective.network.views(theta)
+def curvature_along_gradient(point: Point) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return gᵀHg and ‖g‖² of each network, each (R,); nothing of its passes is kept."""
+    network, params = point.objective.network, point.objective.network.views(point.theta)
     curvatures, squares = [], []
-    for rows in network.blocks(len(theta)):
-        made = objective.linearize(params, x, y, 1.0 / x.shape[1], rows)
+    for rows in network.blocks(len(point.theta)):
+        made = point.objective.linearize(params, point.x, point.y, 1.0 / point.x.shape[1], rows)
         gradient = made.gradient()
         g, hg = network.flatten(gradient), network.flatten(made.product(gradient))
         curvatures.append((g * hg).sum(1))
@@ -230,39 +251,23 @@ def gradient_moments(
     return mean / n, square / n
 
 
-def third_derivative(
-    objective: Objective,
-    theta: torch.Tensor,
-    v: torch.Tensor,
-    w: torch.Tensor,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    memory: int = DEFAULT_MEMORY,
-) -> torch.Tensor:
-    """Return ∇³L[v, w] = ∇_θ(vᵀ∇²L(θ)w) at fixed v and w: (R, P).
+def third_derivative(point: Point, v: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Return ∇³L[v, w] = ∇_θ(vᵀ∇²L(θ)w) at fixed directions v and w (R, P): (R, P).
 
     For v = w = u, a unit top eigenvector, it is the gradient of the sharpness ∇S (self-stabilization paper, §3). Differentiates
     the written-out Hessian product automatically, chunk by chunk; costs about five gradients.
 
-    Args:
-        objective: Network and loss.
-        theta: Parameters (R, P).
-        v: Directions (R, P).
-        w: Directions (R, P).
-        x: Inputs (1, n, *shape).
-        y: Targets (1, n, K).
-        memory: Bytes that the graphs may hold.
-
     Raises:
         ConfigError: Batch normalisation needs all examples in one pass, and that does not fit the memory.
     """
+    objective, theta, x, y = point.objective, point.theta, point.x, point.y
     network, result = objective.network, torch.zeros_like(theta)
-    parts = chunks(objective, network.views(theta), x, memory // 4)  # the graph keeps every tangent besides
+    parts = chunks(objective, network.views(theta), x, point.memory // 4)  # the graph keeps every tangent besides
     for rows in network.blocks(len(theta)):
         left, right = network.views(v[rows]), network.views(w[rows])
         for part in parts:
-            point = theta[rows].clone().requires_grad_()
-            made = objective.linearize(network.views(point), x[:, part], y[:, part], 1.0 / x.shape[1], slice(0, len(point)))
+            leaf = theta[rows].clone().requires_grad_()
+            made = objective.linearize(network.views(leaf), x[:, part], y[:, part], 1.0 / x.shape[1], slice(0, len(leaf)))
             curved = torch.stack([(a * b).sum() for a, b in zip(left, made.product(right), strict=True)]).sum()
-            result[rows] += torch.autograd.grad(curved, point)[0]
+            result[rows] += torch.autograd.grad(curved, leaf)[0]
     return result

@@ -225,8 +225,8 @@ def _resume(trainer: Trainer, configs: list[RunConfig], path: Path) -> list[int]
             return []
         state, slim = State(**stored["state"]), list(stored.get("slim", []))
         if not state.vectors.shape[1]:  # a slim checkpoint had none: the next solve starts where the first one did
-            trainer.state.keep([seed in state.seeds for seed in trainer.state.seeds])
-            state.vectors, state.probe = trainer.state.vectors, trainer.state.probe
+            beginning = trainer.state.of([seed in state.seeds for seed in trainer.state.seeds])
+            state.vectors, state.probe = beginning.vectors, beginning.probe
         trainer.state = state
     except UNREADABLE as error:
         log.warning("%s cannot be read (%s); training starts anew", path, (str(error) or type(error).__name__).splitlines()[0])

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from eosslib.curvature import Hessian, third_derivative
-from eosslib.devices import DEFAULT_MEMORY
+from eosslib.curvature import Point, third_derivative
 from eosslib.eigen import top_eigenpairs, warn_if_uncertain, without
-from eosslib.flat import Objective
-from eosslib.measurements import sharpness
+from eosslib.measure.sharpness import sharpness
 from eosslib.theory import threshold
 
 TOL = 1e-4  # relative residual of the eigenpairs of the constrained trajectory; of the real one's 1e-3, for S to 1e-6
@@ -38,6 +36,7 @@ class Constrained:
 
     Attributes:
         theta: The point (R, P).
+        lr: η.
         threshold: 2/η.
         sharpness: S (R, 1), at most 2/η up to second order in the last correction.
         u: Unit top eigenvectors (R, P); their sign is kept from point to point.
@@ -46,41 +45,26 @@ class Constrained:
         hessian: H as an operator.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        theta: torch.Tensor,
-        u: torch.Tensor,
-        lr: float,
-        memory: int = DEFAULT_MEMORY,
-    ) -> None:
+    def __init__(self, near: Point, u: torch.Tensor, lr: float) -> None:
         """Project a point on the constraint, by one Newton step each along u and along ∇S^⊥, and describe where it is.
 
         What is described was measured before the correction, which is of second order along the trajectory.
 
         Args:
-            objective: Network and loss.
-            x: Inputs (1, n, *shape).
-            y: Targets (1, n, K).
-            theta: Points near the constrained trajectory (R, P).
+            near: Networks near the constrained trajectory.
             u: Top eigenvectors nearby (R, P).
             lr: η.
-            memory: Bytes of kept passes.
         """
-        self.objective, self.x, self.y, self.lr, self._memory = objective, x, y, lr, memory
-        self.threshold = threshold(lr)
-        self.hessian = Hessian(objective, theta, x, y, memory)
+        self.near, self.lr, self.threshold = near, lr, threshold(lr)
+        self.hessian = near.hessian()
         pairs = warn_if_uncertain(top_eigenpairs(self.hessian, u.unsqueeze(1), tol=TOL), "constrained trajectory")
         self.u = pairs.vectors[:, 0] * torch.sign(_dot(pairs.vectors[:, 0], u))
         gradient, curvature = self.hessian.gradient(), pairs.values
-        ascent = third_derivative(objective, theta, self.u, self.u, x, y, memory)
-        self.ascent = without(self.u.unsqueeze(1), ascent)
+        self.ascent = without(self.u.unsqueeze(1), third_derivative(near, self.u, self.u))
         along, above = _dot(gradient, self.u), (curvature - self.threshold).clamp_min(0.0)
         self.gradient = gradient - along * self.u
         self.sharpness = curvature - above
-        self.theta = theta - along / curvature * self.u - above / self.beta * self.ascent
+        self.theta = near.theta - along / curvature * self.u - above / self.beta * self.ascent
 
     @property
     def alpha(self) -> torch.Tensor:
@@ -96,14 +80,17 @@ class Constrained:
         """Return ξ = g_B − ∇L here, for each network's mini-batch (R, b); zero where there is none: (R, P)."""
         if indices is None:
             return torch.zeros_like(self.theta)
-        network = self.objective.network
-        gradient = self.objective.batch_gradient(network.views(self.theta), self.x[0, indices], self.y[0, indices])
-        return network.flatten(gradient) - self.gradient
+        objective, x, y = self.near.objective, self.near.x, self.near.y
+        gradient = objective.batch_gradient(objective.network.views(self.theta), x[0, indices], y[0, indices])
+        return objective.network.flatten(gradient) - self.gradient
 
     def following(self) -> Constrained:
         """Return the point one projected step of gradient descent further."""
-        moved = self.theta - self.lr * self.gradient
-        return Constrained(self.objective, self.x, self.y, moved, self.u, self.lr, self._memory)
+        return self.projected(self.theta - self.lr * self.gradient)
+
+    def projected(self, theta: torch.Tensor) -> Constrained:
+        """Return the projection of another point nearby (R, P)."""
+        return Constrained(self.near.at(theta), self.u, self.lr)
 
     def predict(self, v: torch.Tensor, noise: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         """Make one step of the predicted dynamics (R, P) → (R, P); ``moved`` is θ†₊ − θ†."""
@@ -132,37 +119,25 @@ class Coupled:
     beta: torch.Tensor
 
 
-def couple(
-    objective: Objective,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    theta: torch.Tensor,
-    u: torch.Tensor,
-    lr: float,
-    batches: Iterable[torch.Tensor | None],
-    memory: int = DEFAULT_MEMORY,
-) -> Iterator[Coupled]:
-    """Follow a training and its prediction, yielding both before every step; ``theta`` is stepped by the caller in between.
+def couple(start: Point, u: torch.Tensor, lr: float, batches: Iterable[torch.Tensor | None]) -> Iterator[Coupled]:
+    """Follow a training and its prediction, yielding both before every step; the parameters are stepped by the caller in between.
 
     The constrained trajectory starts from the projection of the first iterate, the prediction from the same displacement.
     Costs about 25 gradients a step.
 
     Args:
-        objective: Network and loss.
-        x: Inputs (1, n, *shape).
-        y: Targets (1, n, K).
-        theta: Parameters of the real training (R, P), changed in place by the caller after each yield.
+        start: The networks of the real training, whose parameters the caller changes in place after each yield.
         u: Top eigenvectors there (R, P).
         lr: η.
         batches: Indices (R, b) of every step's mini-batch, or None for the full batch.
-        memory: Bytes of kept passes.
     """
-    point = Constrained(objective, x, y, theta.clone(), u, lr, memory)
+    theta = start.theta
+    point = Constrained(start.at(theta.clone()), u, lr)
     for _ in range(PROJECTIONS):
-        point = Constrained(objective, x, y, point.theta, point.u, lr, memory)
+        point = point.projected(point.theta)
     v = theta - point.theta
     for indices in batches:
-        pairs = sharpness(objective, theta, x, y, u.unsqueeze(1), memory=memory)
+        pairs = sharpness(start, u.unsqueeze(1))
         u, apart = pairs.vectors[:, 0], theta - point.theta
         columns = (
             _dot(apart, point.u),

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from eosslib import catalogue, dynamics, updates
-from eosslib.flat import Objective
+from eosslib.curvature import Point
 from eosslib.sampling import batches
 from eosslib.settings import RunConfig
 from eosslib.streams import seed_of
+from eosslib.theory import finite_population
 
 GRAPHED = ("cuda",)  # kinds of devices on which steps are captured and replayed
 MAX_GRAPH = 100  # steps in one captured graph
@@ -24,31 +25,17 @@ MAX_GRAPH = 100  # steps in one captured graph
 class Stepper:
     """Steps a stack of parameter vectors in place."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        objective: Objective,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        parts: list[slice],
-        noise_factor: float,
-        seeds: Sequence[int],
-        theta: torch.Tensor,
-        kept: torch.Tensor,
-    ) -> None:
+    def __init__(self, config: RunConfig, start: Point, parts: list[slice], seeds: Sequence[int], kept: torch.Tensor) -> None:
         """Take hold of the parameters.
 
         Args:
             config: Step size, batch size, sampling, noise model.
-            objective: Network and loss.
-            x: Inputs (1, n, *shape).
-            y: Targets (1, n, K).
+            start: The networks before the training set; their parameters are changed in place.
             parts: Chunks of the n examples, for full-batch gradients.
-            noise_factor: Variance of a batch mean over that of one example.
             seeds: One a network.
-            theta: Parameters (R, P), changed in place.
             kept: What the optimizer keeps (R, K, P), changed in place.
         """
+        objective, theta = start.objective, start.theta
         self.config, self.theta, self.kept, self.seeds = config, theta, kept, list(seeds)
         self._flatten = objective.network.flatten
         self._direction = dynamics.gradient if config.full_batch else dynamics.direction(config.noise)
@@ -59,7 +46,8 @@ class Stepper:
         self._step = torch.zeros((), dtype=torch.int64, device=device)
         count = dynamics.directions(config.noise, config.noise_directions)
         self._u = theta.new_zeros(len(theta), count, theta.shape[1]) if count else None
-        self._context = dynamics.StepContext(objective, x, y, parts, noise_factor, keys, self._step, self._u)
+        factor = finite_population(start.x.shape[1], config.batch_size, config.sampling)
+        self._context = dynamics.StepContext(objective, start.x, start.y, parts, factor, keys, self._step, self._u)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor | None]] = {}
         self._side: torch.cuda.Stream | None = None
 

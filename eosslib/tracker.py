@@ -1,8 +1,8 @@
 """The companion's instruments on your own network: any ``torch.nn.Module``, loss, data set and optimizer.
 
-The measurements are those of the pipeline (``curvature``, ``eigen``, ``measurements``, ``windows``); what is added here is the
-way to them: parameters are read from the module, examples are fetched by index while they are needed (``examples``), and
-afterwards everything is as it was before.
+The measurements are those of the pipeline, from the same list (``measure.record``); what is added here is the way to them:
+parameters are read from the module, examples are fetched by index while they are needed (``examples``), and afterwards everything
+is as it was before.
 """
 
 from __future__ import annotations
@@ -11,26 +11,42 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eosslib import measurements, optimizers, theory, windows
-from eosslib.curvature import Hessian
-from eosslib.devices import drawn_memory, float32_products, kept_memory
-from eosslib.eigen import NEARBY, Eigenpairs, top_eigenpairs, warn_if_uncertain
+from eosslib import optimizers, theory
+from eosslib.curvature import Point
+from eosslib.devices import float32_products, kept_memory
+from eosslib.eigen import Eigenpairs
 from eosslib.errors import ConfigError
 from eosslib.examples import Data, Examples, FetchingNetwork, LossFunction, loss_of
 from eosslib.flat import Objective
-from eosslib.probing import Probe
+from eosslib.measure import record
+from eosslib.measure.moment import Moment
+from eosslib.measure.windows import Window
+from eosslib.settings import RunConfig, defaults
 from eosslib.streams import generator
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+# Of the columns of run files a tracker's rows have not those that begin so, and some under other names.
+LEFT_OUT = (
+    "accuracy",
+    "sharpness_products",
+    "batch_sharpness_mean_of_ratios",
+    "batch_sharpness_draws",
+    "minibatch_sharpness_draws",
+    "raw_alpha",
+    "window_",
+)
+NAMES = {"window_alpha": "alpha", "window_beta": "beta", "window_displacement_1": "displacement"}
 
 
 class SharpnessTracker:
@@ -108,7 +124,7 @@ class SharpnessTracker:
             self.examples.check()
             self._check_loss(loss)
         self._last: Eigenpairs | None = None  # what the last measurement found, where the next one starts
-        self._size, self._window = window, None if not window else windows.Window(self._theta(), window)
+        self._size, self._window = window, None if not window else Window(self._theta(), window)
         self._rows: list[dict[str, float]] = []
         self._display: Any = None
 
@@ -130,26 +146,18 @@ class SharpnessTracker:
             ConfigError: Something cannot be measured as it is; the message says what to do.
         """
         with self._undisturbed():
-            objective = self._objective()
-            theta = self._theta()
             edge = optimizers.edge(self.optimizer, self.parameters)
-            hessian = Hessian(objective, theta, self._indices, self._indices, self.memory)
-            pairs = self._sharpness(hessian, step)
-            u = pairs.vectors[:, 0]
-            row = {
-                "step": float(step),
-                "loss": float(hessian.loss),
-                "threshold": edge.threshold,
-                "sharpness": float(pairs.values[0, 0]),
-                "sharpness_residual": float(pairs.residuals[0, 0]),
-                "sharpness_miss": float(pairs.miss),
-            }
-            if edge.scale is not None:
-                row |= self._preconditioned(hessian, edge.scale, u)
-            if not objective.network.couples_examples:
-                variance = measurements.variance_of_batch_means(pairs.carried[:, 0], self.batch_size, self.examples.sampling)
-                row["noise_variance"] = float(variance)
-            row |= self._sampled(objective, theta, pairs, step) | self._windowed(objective, edge, step)
+            moment = self._moment(step, edge)
+            found = record.measured(moment, [row for row in record.MEASUREMENTS if any(map(_shown, row.columns))])
+            self._last = moment.pairs
+        values = {name: float(column) for name, column in found.items()}
+        if moment.point.objective.network.couples_examples:
+            del values["noise_variance"]  # no number
+        row = {"step": float(step), "loss": values["loss"], "threshold": edge.threshold}
+        row |= {shown: value for name, value in values.items() if (shown := _shown(name))}
+        if "window_alpha" in values and edge.momentum is not None:
+            alpha, beta, noise = (values[f"window_{name}"] for name in ("alpha", "beta", "noise_1"))
+            row["predicted_gap"] = theory.predicted_gap(edge.lr, alpha, beta, noise, edge.momentum)
         self._rows.append(row)
         if self.callback is not None:
             self.callback(step, dict(row))
@@ -165,7 +173,7 @@ class SharpnessTracker:
         if self._window is None:
             raise ConfigError("give window= to average iterates")
         if self._window.count == self._size:
-            self._window = windows.Window(self._theta(), self._size)
+            self._window = Window(self._theta(), self._size)
         self._window.add(self._theta())
 
     @property
@@ -205,19 +213,23 @@ class SharpnessTracker:
     def _theta(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in self.parameters]).unsqueeze(0)
 
-    def _random(self, step: int) -> torch.Tensor:
-        theta = self._theta()
-        drawn = torch.randn(1, theta.shape[1], generator=generator("tracker", self.seed, step), dtype=theta.dtype)
-        return drawn.to(theta.device)
-
-    def _sharpness(self, hessian: Hessian, step: int) -> Eigenpairs:
-        """Solve for the top eigenpair from what the last measurement found, and look for a larger eigenvalue."""
-        random = self._random(step)
-        start, probe = random.new_zeros(1, 0, hessian.size), Probe(random)
-        if self._last is not None:
-            start, probe = self._last.starts, Probe.carried(self._last.probe, random)
-        self._last = pairs = top_eigenpairs(hessian.with_slopes, start, tol=self.tol, nearby=NEARBY, probe=probe)
-        return warn_if_uncertain(pairs, f"step {step}, λ_max")
+    def _moment(self, step: int, edge: optimizers.Edge) -> Moment:
+        """Return what there is to measure now."""
+        point = Point(self._objective(), self._theta(), self._indices, self._indices, self.memory)
+        asked = {"batch_size": self.batch_size, "sampling": self.examples.sampling, "eig_tol": self.tol}
+        draws = max(self.draws, 2)  # of the full batch one is taken
+        asked |= {"batch_sharpness_draws": draws, "minibs_draws": draws if self.minibs else 0}
+        first = point.theta.new_zeros(1, 0, point.theta.shape[1]), _normal(point.theta, self.seed, step)
+        return _Moment(
+            step,
+            cast(RunConfig, SimpleNamespace(**defaults() | asked)),
+            [self.seed],
+            point,
+            *(first if self._last is None else (self._last.starts, self._last.probe)),
+            scale=None if edge.scale is None else torch.cat([part.flatten() for part in edge.scale]).unsqueeze(0),
+            decay=edge.decay,
+            window=self._window if self._window is not None and self._window.count == self._size else None,
+        )
 
     def _objective(self) -> Objective:
         """Return the objective in the mode that the model is in now."""
@@ -300,37 +312,26 @@ class SharpnessTracker:
                 "the loss of a batch is not the mean over its examples: use reduction='mean', without class weights or ignore_index"
             )
 
-    def _preconditioned(self, hessian: Hessian, scale: list[torch.Tensor], u: torch.Tensor) -> dict[str, float]:
-        root = torch.cat([part.flatten() for part in scale]).unsqueeze(0)
-        pairs = measurements.preconditioned_sharpness(hessian, root, u, self._random(0), tol=self.tol)
-        return {"preconditioned_sharpness": float(pairs.values[0, 0])}
 
-    def _sampled(self, objective: Objective, theta: torch.Tensor, pairs: Eigenpairs, step: int) -> dict[str, float]:
-        where = (objective, theta, self._indices, self._indices)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "draws": self.draws, "sampling": self.examples.sampling}
-        options["memory"] = min(self.memory, drawn_memory(theta.device))
-        both = measurements.batch_sharpness(*where, keys=[("batch sharpness", self.seed, step)], **options)
-        found = {"batch_sharpness": both.ratio_of_means}
-        if self.minibs:
-            options |= {"u": pairs.vectors[:, 0], "sharpness": pairs.values[:, 0]}
-            top = measurements.minibatch_sharpness(*where, keys=[("minibatch sharpness", self.seed, step)], **options)
-            found |= {"minibatch_sharpness": top.value, "minibs_gap": top.gap}
-        values = {name: float(estimate.value) for name, estimate in found.items()}
-        return values | {f"{name}_se": float(estimate.standard_error) for name, estimate in found.items()}
+class _Moment(Moment):
+    """A moment of a training that is not ours: measured whenever it is asked for, from streams of the tracker's own."""
 
-    def _windowed(self, objective: Objective, edge: optimizers.Edge, step: int) -> dict[str, float]:
-        if self._window is None or self._window.count < self._size or objective.network.couples_examples:
-            return {}
-        assert self._last is not None
-        start = self._last.vectors
-        options: dict[str, Any] = {"batch_size": self.batch_size, "sampling": self.examples.sampling, "decay": edge.decay}
-        options |= {"tol": self.tol, "memory": self.memory}
-        found = windows.measure(objective, self._window, [0], self._indices, self._indices, start, self._random(step), **options)
-        alpha, beta, noise = float(found.alpha), float(found.beta), float(found.noise[0, 0])
-        row = {"alpha": alpha, "beta": beta, "displacement": float(found.displacement[0, 0])}
-        if edge.momentum is None:
-            return row
-        return row | {"predicted_gap": theory.predicted_gap(edge.lr, alpha, beta, noise, edge.momentum)}
+    samples_due = True
+    checks = False
+
+    def random(self, name: str) -> torch.Tensor:
+        """Draw a vector (1, P)."""
+        return _normal(self.point.theta, self.seeds[0], 0 if name == "preconditioned" else self.step)
+
+
+def _normal(theta: torch.Tensor, seed: int, place: int) -> torch.Tensor:
+    drawn = torch.randn(theta.shape, generator=generator("tracker", seed, place), dtype=theta.dtype)
+    return drawn.to(theta.device)
+
+
+def _shown(column: str) -> str | None:
+    """Return the name in a tracker's row of a column of run files; None where it is left out."""
+    return NAMES.get(column, None if column.startswith(LEFT_OUT) else column)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -11,21 +11,23 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from eosslib import datasets, dynamics, losses, measurements, models, predicted, updates, windows
-from eosslib.curvature import Hessian, chunks
+from eosslib import datasets, dynamics, losses, models, predicted, updates
+from eosslib.curvature import Point, chunks
 from eosslib.devices import float32_products, keep_freed_memory, kept_memory
 from eosslib.eigen import padded
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective
-from eosslib.observing import Moment, Observer
+from eosslib.measure import record, sharpness
+from eosslib.measure.loss import LOSS
+from eosslib.measure.moment import Columns, Moment
+from eosslib.measure.windows import Window
 from eosslib.settings import RunConfig
 from eosslib.stepping import Stepper
 from eosslib.streams import generator
-from eosslib.theory import finite_population
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +55,15 @@ class State:
 
     def copy(self) -> State:
         """Copy what changes in place."""
-        rows = {seed: list(rows) for seed, rows in self.rows.items()}
-        return State(
-            self.step,
-            list(self.seeds),
-            self.theta.clone(),
-            self.kept.clone(),
-            self.vectors,
-            self.probe,
-            rows,
-            dict(self.diverged_at),
-            self.seconds,
-        )
+        rows, diverged_at = {seed: list(rows) for seed, rows in self.rows.items()}, dict(self.diverged_at)
+        theta, kept = self.theta.clone(), self.kept.clone()
+        return replace(self, seeds=list(self.seeds), theta=theta, kept=kept, rows=rows, diverged_at=diverged_at)
 
-    def keep(self, alive: list[bool]) -> None:
-        """Take the runs that are no longer alive out of the stack."""
+    def of(self, alive: list[bool]) -> State:
+        """Return the state without the runs that are no longer alive."""
         index = [i for i, a in enumerate(alive) if a]
-        self.seeds = [self.seeds[i] for i in index]
-        self.theta, self.kept, self.vectors, self.probe = (t[index] for t in (self.theta, self.kept, self.vectors, self.probe))
+        theta, kept, vectors, probe = (t[index] for t in (self.theta, self.kept, self.vectors, self.probe))
+        return replace(self, seeds=[self.seeds[i] for i in index], theta=theta, kept=kept, vectors=vectors, probe=probe)
 
 
 class Trainer:
@@ -105,7 +98,7 @@ class Trainer:
         self.device = torch.device(device)
         self.memory = kept_memory(self.device, memory)
         dtype = getattr(torch, config.dtype)
-        data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
+        self.data = data = data or datasets.load(config.dataset, config.train_size, device=self.device, dtype=dtype)
         if data.n != config.train_size:
             raise ConfigError(f"train_size is {config.train_size}, but the data set that is given has {data.n} training examples")
         self.x, self.y = data.x.unsqueeze(0), data.y.unsqueeze(0)
@@ -115,23 +108,38 @@ class Trainer:
             for c in configs
         ]
         self.objective = Objective.of(networks[0], losses.by_name(config.loss))
+        self._window: Window | None = None  # the one that is being averaged
         vectors = [torch.nn.utils.parameters_to_vector(n.parameters()).detach() for n in networks]
-        theta = torch.stack(vectors).to(device=self.device, dtype=dtype)
-        # The probe of the first eigen-solve, which starts from nothing else. Drawn on the CPU, the same on every device.
-        drawn = [torch.randn(theta.shape[1], generator=generator("eigen", c.seed), dtype=dtype) for c in configs]
-        probe, nothing = torch.stack(drawn).to(self.device), theta.new_zeros(len(configs), 0, theta.shape[1])
-        kept = theta.new_zeros(len(configs), updates.buffers(config), theta.shape[1])
-        self.state = State(-1, [c.seed for c in configs], theta, kept, nothing, probe, {c.seed: [] for c in configs})
-        tracked, used = config.eig_k, dynamics.directions(config.noise, config.noise_directions)
-        if used:
-            tracked = max(tracked, min(max(TRACKED, used), theta.shape[1]))
-        self.observer = Observer(config, self.objective, data, tracked, self.memory)
+        self.state = self._beginning(torch.stack(vectors).to(device=self.device, dtype=dtype), [c.seed for c in configs])
+        size = self.objective.network.size
+        used = dynamics.directions(config.noise, config.noise_directions)
+        self.tracked = max(config.eig_k, min(max(TRACKED, used), size)) if used else config.eig_k
         for key in ("eig_k", "window_k", "noise_directions"):
-            if getattr(config, key) > theta.shape[1]:
-                raise ConfigError(f"{key} {getattr(config, key)} is above the {theta.shape[1]} parameters of the network")
-        self._stepper: Stepper | None = None
-        self._window: windows.Window | None = None  # the one that is being averaged
-        self.parts = chunks(self.objective, self.objective.network.views(theta), self.x, self.memory)
+            if getattr(config, key) > size:
+                raise ConfigError(f"{key} {getattr(config, key)} is above the {size} parameters of the network")
+        self.parts = chunks(self.objective, self.objective.network.views(self.state.theta), self.x, self.memory)
+
+    def _beginning(self, theta: torch.Tensor, seeds: list[int]) -> State:
+        """Return the state before the first measurement, whose eigen-solve starts from nothing but its probe."""
+        # Drawn on the CPU, the same on every device.
+        drawn = [torch.randn(theta.shape[1], generator=generator("eigen", seed), dtype=theta.dtype) for seed in seeds]
+        probe, nothing = torch.stack(drawn).to(self.device), theta.new_zeros(len(seeds), 0, theta.shape[1])
+        kept = theta.new_zeros(len(seeds), updates.buffers(self.config), theta.shape[1])
+        return State(-1, seeds, theta, kept, nothing, probe, {seed: [] for seed in seeds})
+
+    @property
+    def state(self) -> State:
+        """Where the training stands. Another one may be put in its place."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self._stepper: Stepper | None = None  # the last one holds the parameters of the old state
+
+    def point(self, members: slice | list[int] = slice(None)) -> Point:
+        """Return some networks of the stack, all by default, before the training set; later steps change a slice's parameters."""
+        return Point(self.objective, self.state.theta[members], self.x, self.y, self.memory)
 
     @float32_products()
     def run(self, at_measurement: Callable[[State], None] | None = None) -> State:
@@ -166,13 +174,13 @@ class Trainer:
     @float32_products()
     def advance(self, stop: int) -> None:
         """Make the steps up to ``stop``; settings change only where there is a measurement."""
-        state, vectors = self.state, self.state.vectors[:, : self.observer.tracked]
-        stepper = self._stepper_of(state)
+        state, vectors = self.state, self.state.vectors[:, : self.tracked]
+        stepper = self._stepper_of(state.step)
         uses_u = self.config.noise in dynamics.USES_U
         every = self.config.refresh_every if uses_u else self.config.measure_every
         while state.step < stop:
             if self.config.in_window(state.step):
-                self._window = self._window or windows.Window(state.theta, self.config.window)
+                self._window = self._window or Window(state.theta, self.config.window)
                 self._window.add(state.theta)
             until = min(stop, (state.step // every + 1) * every, self._next_window(state.step))
             stepper.advance(state.step, until, vectors)
@@ -186,9 +194,8 @@ class Trainer:
         state, config = self.state, self.config
         batches: Iterable[torch.Tensor | None] = [None] * config.coupled_steps
         if not config.full_batch:
-            batches = self._stepper_of(state).draw(state.step, config.steps).unbind()
-        start = (self.objective, self.x, self.y, state.theta, state.vectors[:, 0], config.lr)
-        for coupled in predicted.couple(*start, batches, self.memory):
+            batches = self._stepper_of(state.step).draw(state.step, config.steps).unbind()
+        for coupled in predicted.couple(self.point(), state.vectors[:, 0], config.lr, batches):
             columns = {name: column.tolist() for name, column in vars(coupled).items()}
             for place, seed in enumerate(state.seeds):
                 row = {name: column[place] for name, column in columns.items()}
@@ -206,13 +213,11 @@ class Trainer:
         to_begin = (-config.window - step) % config.window_every
         return step + (to_begin or config.window_every)
 
-    def _stepper_of(self, state: State) -> Stepper:
-        """Return the stepper that holds these parameters; a new one where the stack or a scheduled setting has changed."""
-        config = self.config.at(state.step)
-        if self._stepper is None or self._stepper.theta is not state.theta or self._stepper.config != config:
-            factor = finite_population(self.x.shape[1], config.batch_size, config.sampling)
-            where = (self.objective, self.x, self.y, self.parts)
-            self._stepper = Stepper(config, *where, factor, state.seeds, state.theta, state.kept)
+    def _stepper_of(self, step: int) -> Stepper:
+        """Return the stepper of this state; a new one where a scheduled setting has changed."""
+        config = self.config.at(step)
+        if self._stepper is None or self._stepper.config != config:
+            self._stepper = Stepper(config, self.point(), self.parts, self.state.seeds, self.state.kept)
         return self._stepper
 
     @float32_products()
@@ -222,9 +227,7 @@ class Trainer:
         alive = torch.isfinite(theta).all(1)  # a diverged run is found and stopped at the next measurement
         if not bool(alive.any()):
             return vectors
-        pairs = measurements.sharpness(
-            self.objective, theta[alive], self.x, self.y, vectors[alive], k=vectors.shape[1], tol=REFRESH_TOL, memory=self.memory
-        )
+        pairs = sharpness.sharpness(self.point().at(theta[alive]), vectors[alive], k=vectors.shape[1], tol=REFRESH_TOL)
         finite = torch.isfinite(pairs.vectors).flatten(1).all(1)[:, None, None]
         fresh = vectors.clone()
         fresh[alive] = torch.where(finite, pairs.vectors, vectors[alive])
@@ -236,37 +239,50 @@ class Trainer:
         state = self.state
         window = self._window if state.step % max(self.config.window_every, 1) == 0 else None
         alive, starts, probes = [False] * len(state.seeds), list[torch.Tensor](), list[torch.Tensor]()
-        for rows in measurements.solved_together(state.theta):
+        for seed in state.seeds:
+            state.rows[seed].append({"step": state.step})
+        for rows in sharpness.solved_together(state.theta):
             block = list(range(len(state.seeds)))[rows]
-            # One pass over the data serves loss, accuracy, sharpness and noise variance.
-            moment = self._moment(block)
-            for i, loss, accuracy in zip(block, moment.hessian.loss.tolist(), moment.hessian.accuracy.tolist(), strict=True):
-                state.rows[state.seeds[i]].append({"step": state.step, "loss": loss, "accuracy": accuracy})
+            moment = self._moment(block, window)
+            self._write(block, record.measured(moment, [LOSS]))
             healthy = [i for i in block if self._healthy(state.seeds[i])]
             if healthy:
-                moment = moment if healthy == block else self._moment(healthy)
-                pairs, columns = self.observer.observe(moment, window, healthy)
-                values = {key: column.tolist() for key, column in columns.items()}
-                for place, i in enumerate(healthy):
-                    state.rows[state.seeds[i]][-1] |= {key: column[place] for key, column in values.items()}
-                    alive[i] = math.isfinite(values["sharpness"][place])
-                starts += pairs.starts[[alive[i] for i in healthy]]
-                probes += pairs.probe[[alive[i] for i in healthy]]
+                moment = moment if healthy == block else self._moment(healthy, window)
+                self._write(healthy, record.measured(moment, [row for row in record.MEASUREMENTS if row is not LOSS]))
+                finite = torch.isfinite(moment.pairs.values[:, 0]).tolist()
+                for i, ok in zip(healthy, finite, strict=True):
+                    alive[i] = ok
+                starts += moment.pairs.starts[finite]
+                probes += moment.pairs.probe[finite]
         if window is not None:
             self._window = None
         self._drop(alive)
-        if state.seeds:
-            state.vectors, state.probe = padded(starts), torch.stack(probes)
+        if self.state.seeds:
+            self.state.vectors, self.state.probe = padded(starts), torch.stack(probes)
 
-    def _moment(self, members: list[int]) -> Moment:
-        state = self.state
-        hessian = Hessian(self.objective, state.theta[members], self.x, self.y, self.memory)
-        scale, config = None, self.config
+    def _moment(self, members: list[int], window: Window | None) -> Moment:
+        state, config, point = self.state, self.config, self.point(members)
+        scale = None
         if config.optimizer == "adam" and state.step:
             scale = updates.adam_scale(state.kept[members, 1], state.step, config.momentum, config.beta2)
-        seeds = [state.seeds[i] for i in members]
-        where = (state.theta[members], state.vectors[members], state.probe[members])
-        return Moment(state.step, seeds, *where, hessian, scale)
+        return Moment(
+            state.step,
+            config.at(state.step),
+            [state.seeds[i] for i in members],
+            point,
+            state.vectors[members],
+            state.probe[members],
+            self.tracked,
+            test=replace(point, x=self.data.x_test.unsqueeze(0), y=self.data.y_test.unsqueeze(0)),
+            scale=scale,
+            window=None if window is None else window.of(members),
+        )
+
+    def _write(self, members: list[int], columns: Columns) -> None:
+        """Put what was measured into the last rows of some runs."""
+        values = {name: column.tolist() for name, column in columns.items()}
+        for place, i in enumerate(members):
+            self.state.rows[self.state.seeds[i]][-1] |= {name: column[place] for name, column in values.items()}
 
     def _healthy(self, seed: int) -> bool:
         rows = self.state.rows[seed]
@@ -280,5 +296,5 @@ class Trainer:
                 log.warning("seed %d diverged before step %d; it is stopped, what was measured is kept", seed, state.step)
         if not all(alive):
             if self._window is not None:
-                self._window.keep([i for i, ok in enumerate(alive) if ok])
-            state.keep(alive)
+                self._window = self._window.of([i for i, ok in enumerate(alive) if ok])
+            self.state = state.of(alive)

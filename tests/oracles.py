@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import jacrev
 
 from eosslib import catalogue, losses, models
+from eosslib.curvature import Point
 from eosslib.flat import Objective, StackedNetwork
 
 WRITTEN_OUT = ("fc-tanh", "fc-relu", "cnn", "cnn5", "cnn-tanh")  # whose layers are written out in ``layers``
@@ -32,6 +34,11 @@ class Problem:
     def objective(self) -> Objective:
         """The library's view of the same network and loss."""
         return Objective(StackedNetwork(self.module), losses.by_name(self.loss))
+
+    def at(self, **changes: Any) -> Point:
+        """The library's view of these networks at their data; or at others, or with another memory."""
+        parts = {"theta": self.theta, "x": self.x, "y": self.y, **changes}
+        return Point(parts.pop("objective", None) or self.objective, **parts)
 
     @property
     def n(self) -> int:

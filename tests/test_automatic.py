@@ -13,11 +13,14 @@ from oracles import EVERY, OF_TEXT, WRITTEN_OUT, Problem, all_batches, problem, 
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
-from eosslib import catalogue, losses, measurements, models
+from eosslib import catalogue, losses, models
 from eosslib.automatic import ModuleNetwork
-from eosslib.curvature import Hessian, chunks, gradient_moments, third_derivative
+from eosslib.curvature import Point, chunks, gradient_moments, third_derivative
 from eosslib.errors import ConfigError
 from eosslib.flat import Objective, StackedNetwork
+from eosslib.measure.drawn import Draws
+from eosslib.measure.minibatch import minibatch_sharpness
+from eosslib.measure.sharpness import sharpness
 from eosslib.settings import RunConfig
 from eosslib.training import Trainer
 
@@ -59,12 +62,13 @@ def top_pair(p: Problem, indices: tuple[int, ...]) -> tuple[float, torch.Tensor]
 def test_written_out_layers_and_automatic_differentiation_agree(model: str, loss: str, memory: int) -> None:
     p = problem(model, loss, stack=2)
     v = randn(*p.theta.shape)
-    ours, theirs = (Hessian(objective, p.theta, p.x, p.y, memory) for objective in (automatic(p), p.objective))
+    points = [p.at(objective=objective, memory=memory) for objective in (automatic(p), p.objective)]
+    ours, theirs = (point.hessian() for point in points)
     for what in ("__call__", "with_slopes", "gauss_newton", "ntk", "slopes"):
         torch.testing.assert_close(getattr(ours, what)(v), getattr(theirs, what)(v), rtol=1e-9, atol=1e-12, msg=what)
     torch.testing.assert_close(ours.gradient(), theirs.gradient(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close((ours.loss, ours.accuracy), (theirs.loss, theirs.accuracy), rtol=1e-12, atol=0)
-    third = [third_derivative(o, p.theta, v, v, p.x, p.y, memory) for o in (automatic(p), p.objective)]
+    third = [third_derivative(point, v, v) for point in points]
     torch.testing.assert_close(*third, rtol=1e-8, atol=1e-10)
 
 
@@ -81,11 +85,10 @@ def test_moments_of_the_examples_gradients_agree(model: str) -> None:
 @pytest.mark.parametrize("model", RESIDUAL)
 def test_residual_networks_have_the_hessian_of_finite_differences(model: str, loss: str) -> None:
     p = residual(model, loss)
-    objective = Objective.of(p.module, losses.by_name(loss))
-    v = randn(*p.theta.shape)
+    point, v = p.at(objective=Objective.of(p.module, losses.by_name(loss))), randn(*p.theta.shape)
     difference = gradient_at(p, p.theta[0] + 1e-7 * v[0]) - gradient_at(p, p.theta[0] - 1e-7 * v[0])
-    torch.testing.assert_close(Hessian(objective, p.theta, p.x, p.y)(v)[0], difference / 2e-7, rtol=1e-6, atol=1e-5)
-    top = measurements.sharpness(objective, p.theta, p.x, p.y, randn(1, 1, len(v[0])), tol=1e-8).values
+    torch.testing.assert_close(point.hessian()(v)[0], difference / 2e-7, rtol=1e-6, atol=1e-5)
+    top = sharpness(point, randn(1, 1, len(v[0])), tol=1e-8).values
     assert float(top) == pytest.approx(top_pair(p, tuple(range(p.n)))[0], rel=1e-9)
 
 
@@ -114,9 +117,9 @@ def test_networks_for_text_have_the_hessian_of_dense_differentiation(model: str)
     y = nn.functional.one_hot(torch.arange(7), 9).double().unsqueeze(0)
     p = Problem(module, "cross-entropy", theta, codes, y)
     dense = torch.autograd.functional.hessian(lambda t: p.example_losses(t).mean(), theta[0])
-    objective, v = automatic(p), randn(*theta.shape)
-    torch.testing.assert_close(Hessian(objective, theta, codes, y)(v)[0], dense @ v[0], rtol=1e-9, atol=1e-12)
-    found = measurements.sharpness(objective, theta, codes, y, v.unsqueeze(1), tol=1e-8).values
+    point, v = p.at(objective=automatic(p)), randn(*theta.shape)
+    torch.testing.assert_close(point.hessian()(v)[0], dense @ v[0], rtol=1e-9, atol=1e-12)
+    found = sharpness(point, v.unsqueeze(1), tol=1e-8).values
     assert float(found) == pytest.approx(torch.linalg.eigvalsh(dense)[-1].item(), rel=1e-9)
 
 
@@ -137,15 +140,15 @@ def test_the_gradient_of_a_step_is_that_of_the_kept_pass_bit_for_bit_but_keeps_n
 
 def test_batch_normalisation_sees_the_mini_batch_for_minibs_and_all_examples_for_the_sharpness() -> None:
     p = residual("resnet10-bn")
-    objective = Objective.of(p.module, losses.by_name("mse"))
+    point = p.at(objective=Objective.of(p.module, losses.by_name("mse")))
     exact = sum(top_pair(p, tuple(batch))[0] for batch in all_batches(6, 5)) / 6
     u = top_pair(p, tuple(range(6)))[1].unsqueeze(0)
-    options = {"batch_size": 5, "draws": 30, "keys": [("test", 0)], "tol": 1e-6}
-    found = measurements.minibatch_sharpness(objective, p.theta, p.x, p.y, u, **options)
+    draws = Draws(5, 30, [("test", 0)])
+    found = minibatch_sharpness(point, u, draws, tol=1e-6)
     assert abs(float(found.value.value) - exact) < 4.5 * float(found.value.standard_error)
     assert torch.isnan(found.gap.value).all()  # E_B[∇²L_B] is another matrix than ∇²L, whose λ_max must be given
     full = torch.tensor([top_pair(p, tuple(range(6)))[0]], dtype=torch.float64)
-    gap = measurements.minibatch_sharpness(objective, p.theta, p.x, p.y, u, sharpness=full, **options).gap
+    gap = minibatch_sharpness(point, u, draws, tol=1e-6, sharpness=full).gap
     assert float(gap.value) == pytest.approx(float(found.value.value - full), rel=1e-9)
     assert float(gap.standard_error) == pytest.approx(float(found.value.standard_error))
 
@@ -193,7 +196,7 @@ def test_a_module_keeps_its_buffers_and_parameters() -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     objective = Objective.of(module, losses.by_name("mse"))
     theta = torch.randn(1, objective.network.size)
-    Hessian(objective, theta, torch.randn(1, 8, 1, 4, 4), torch.zeros(1, 8, 3))(torch.randn_like(theta))
+    Point(objective, theta, torch.randn(1, 8, 1, 4, 4), torch.zeros(1, 8, 3)).hessian()(torch.randn_like(theta))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 

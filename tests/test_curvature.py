@@ -9,7 +9,7 @@ import torch
 from oracles import EVERY, WRITTEN_OUT, Problem, problem, randn
 
 from eosslib import curvature, losses, models
-from eosslib.curvature import Hessian
+from eosslib.curvature import Hessian, Point
 from eosslib.flat import Objective, StackedNetwork
 
 
@@ -17,6 +17,11 @@ def example_bytes(p: Problem) -> int:
     """Bytes the library reckons with for one example of the whole stack."""
     network = p.objective.network
     return curvature.GRAPH_FACTOR * network.output_bytes(network.views(p.theta), p.x)
+
+
+def drawn(p: Problem, sets: list[list[int]]) -> Point:
+    """The problem's network at mini-batches."""
+    return p.at().drawn(0, torch.tensor(sets))
 
 
 # name -> (examples that fit the budget, examples a chunk on the CPU, passes for one network); there are 12 examples
@@ -49,7 +54,7 @@ def test_hessian_product_is_the_dense_one_however_the_examples_are_cut(
     monkeypatch.setattr(Objective, "linearize", counted)
     v = randn(*p.theta.shape)
     memory = fit * example_bytes(p)
-    hessian = Hessian(p.objective, p.theta, p.x, p.y, memory)
+    hessian = Hessian(p.at(memory=memory))
     assert len(made) == passes * len(blocks)
     expected = sum(held <= memory for held in itertools.accumulate(made))
     kept = sum(linearization is not None for _, _, linearization in hessian._passes)
@@ -67,7 +72,7 @@ def test_hessian_product_is_the_dense_one_however_the_examples_are_cut(
 @pytest.mark.parametrize(("model", "loss"), EVERY)
 def test_hessian_knows_loss_accuracy_and_gradient(model: str, loss: str) -> None:
     p = problem(model, loss, stack=2)
-    hessian = Hessian(p.objective, p.theta, p.x, p.y, 5 * example_bytes(p))
+    hessian = Hessian(p.at(memory=5 * example_bytes(p)))
     gradient = hessian.gradient()
     for row in range(2):
         right = p.outputs(p.theta[row], p.x[0]).argmax(1) == p.y[0].argmax(1)
@@ -81,7 +86,7 @@ def test_networks_of_a_stack_can_have_their_own_examples(model: str) -> None:
     p = problem(model)
     sets = [[0, 1, 2, 3], [7, 5, 6, 11], [2, 4, 8, 10]]
     v = randn(3, p.theta.shape[1])
-    product = Hessian(p.objective, p.theta.expand(3, -1), p.x[0, sets], p.y[0, sets])(v)
+    product = drawn(p, sets).hessian()(v)
     for row, indices in enumerate(sets):
         torch.testing.assert_close(product[row], p.hessian(0, indices) @ v[row], rtol=1e-10, atol=1e-12)
 
@@ -90,14 +95,14 @@ def test_hessian_is_that_of_the_parameters_at_its_making() -> None:
     p = problem()
     v, expected = randn(*p.theta.shape), p.hessian()
     theta = p.theta.clone()
-    hessian = Hessian(p.objective, theta, p.x, p.y, 0)  # rebuilt at every product
+    hessian = Hessian(p.at(theta=theta, memory=0))  # rebuilt at every product
     theta.mul_(3.0)
     torch.testing.assert_close(hessian(v)[0], expected @ v[0], rtol=1e-10, atol=1e-12)
 
 
-def kept_bytes(objective: Objective, theta: torch.Tensor, x: torch.Tensor, y: torch.Tensor, memory: int) -> int:
+def kept_bytes(point: Point) -> int:
     """Bytes a Hessian holds once it is built, by what Python can still reach; parameters and data not counted."""
-    hessian = Hessian(objective, theta, x, y, memory)
+    hessian = Hessian(point)
     seen: set[int] = set()
     storages: dict[int, int] = {}
 
@@ -117,7 +122,7 @@ def kept_bytes(objective: Objective, theta: torch.Tensor, x: torch.Tensor, y: to
             visit(vars(item))
 
     visit(hessian._passes)
-    own = {tensor.untyped_storage().data_ptr() for tensor in (x, y, hessian._params[0])}
+    own = {tensor.untyped_storage().data_ptr() for tensor in (point.x, point.y, hessian._params[0])}
     return sum(size for address, size in storages.items() if address not in own)
 
 
@@ -137,7 +142,7 @@ def test_no_more_than_the_budget_is_retained(
     layers = objective.network.output_bytes(objective.network.views(theta), x)
     monkeypatch.setattr(curvature, "CPU_CHUNK", 10 * layers)
     all_of_it = 40 * curvature.GRAPH_FACTOR * layers
-    whole, half, none = (kept_bytes(objective, theta, x, y, memory) for memory in (all_of_it, all_of_it // 2, 0))
+    whole, half, none = (kept_bytes(Point(objective, theta, x, y, memory)) for memory in (all_of_it, all_of_it // 2, 0))
     assert none == 0 < half <= whole
     assert half <= all_of_it // 2
     assert whole <= all_of_it * 1.5 / curvature.GRAPH_FACTOR, "only what a product asks for; it needs twice the outputs besides"
@@ -172,7 +177,7 @@ def test_gradient_moments_are_those_of_explicit_per_example_gradients(model: str
 def test_directional_derivatives_are_projections_of_per_example_gradients(model: str, loss: str, examples: int) -> None:
     p = problem(model, loss, stack=2)
     v = randn(*p.theta.shape)
-    hessian = Hessian(p.objective, p.theta, p.x, p.y, examples * example_bytes(p))
+    hessian = Hessian(p.at(memory=examples * example_bytes(p)))
     slopes = hessian.slopes(v)
     for row in range(2):
         torch.testing.assert_close(slopes[row], p.example_gradients(row) @ v[row], rtol=1e-10, atol=1e-13)
@@ -185,7 +190,7 @@ def test_directional_derivatives_of_a_stack_with_its_own_examples() -> None:
     p = problem("cnn")
     sets = [[0, 1, 2], [9, 4, 6]]
     v = randn(2, p.theta.shape[1])
-    slopes = Hessian(p.objective, p.theta.expand(2, -1), p.x[0, sets], p.y[0, sets]).slopes(v)
+    slopes = drawn(p, sets).hessian().slopes(v)
     expected = torch.stack([p.example_gradients()[s] @ v[r] for r, s in enumerate(sets)])
     torch.testing.assert_close(slopes, expected, rtol=1e-10, atol=1e-13)
 
@@ -194,7 +199,7 @@ def test_directional_derivatives_of_a_stack_with_its_own_examples() -> None:
 def test_curvature_along_a_batch_gradient_is_that_of_dense_matrices(model: str, loss: str) -> None:
     p = problem(model, loss)
     sets = [[0, 1, 2], [9, 4, 6]]
-    curvatures, squares = curvature.curvature_along_gradient(p.objective, p.theta.expand(2, -1), p.x[0, sets], p.y[0, sets])
+    curvatures, squares = curvature.curvature_along_gradient(drawn(p, sets))
     for row, indices in enumerate(sets):
         g = p.example_gradients()[indices].mean(0)
         torch.testing.assert_close(curvatures[row], g @ p.hessian(0, indices) @ g, rtol=1e-10, atol=1e-13)
@@ -224,7 +229,7 @@ def test_full_gradient_is_the_weighted_sum_of_per_example_gradients(
 def test_cuda_and_cpu_agree_on_gradient_and_hessian_product(model: str, loss: str, cuda: torch.device) -> None:
     p = problem(model, loss, stack=2)
     v = randn(*p.theta.shape)
-    here = Hessian(p.objective, p.theta, p.x, p.y)
-    there = Hessian(p.objective, p.theta.to(cuda), p.x.to(cuda), p.y.to(cuda))
+    here = Hessian(p.at())
+    there = Hessian(p.at(theta=p.theta.to(cuda), x=p.x.to(cuda), y=p.y.to(cuda)))
     torch.testing.assert_close(there.gradient().cpu(), here.gradient(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(there(v.to(cuda)).cpu(), here(v), rtol=1e-9, atol=1e-12)

@@ -11,7 +11,7 @@ from oracles import WRITTEN_OUT, problem, randn
 from torch import nn
 
 from eosslib import catalogue, losses, models
-from eosslib.curvature import Hessian
+from eosslib.curvature import Point
 from eosslib.flat import Objective, StackedNetwork
 
 
@@ -51,7 +51,7 @@ def test_derivatives_of_the_papers_cnn_have_the_errors_of_float32(shape: tuple[i
     theta = nn.utils.parameters_to_vector(module.parameters()).detach().unsqueeze(0)
     x, y, v = randn(1, 20, *shape), torch.eye(10, dtype=torch.float64).repeat(2, 1)[None], randn(*theta.shape, seed=1)
     single, double = (
-        Hessian(Objective(StackedNetwork(module), losses.by_name("mse")), theta.to(kind), x.to(kind), y.to(kind))
+        Point(Objective(StackedNetwork(module), losses.by_name("mse")), theta.to(kind), x.to(kind), y.to(kind)).hessian()
         for kind in (torch.float32, torch.float64)
     )
     for ours, exact in [
@@ -218,7 +218,7 @@ def test_shared_and_frozen_parameters_are_refused_and_differentiated_automatical
         return (torch.func.functional_call(module, values, (x[0],)) - y[0]).square().sum(1).mean() / 2
 
     v = randn(1, len(theta))
-    product = Hessian(objective, theta[None], x, y)(v)
+    product = Point(objective, theta[None], x, y).hessian()(v)
     torch.testing.assert_close(product[0], torch.autograd.functional.hessian(loss, theta) @ v[0], rtol=1e-10, atol=1e-13)
 
 

@@ -9,10 +9,15 @@ import pytest
 import torch
 from oracles import EVERY, Problem, all_batches, problem, randn, top_vector
 
-from eosslib import losses, measurements, models
-from eosslib.curvature import Hessian
-from eosslib.flat import Objective
-from eosslib.measurements import BatchSharpness, Estimate, MiniBatchSharpness
+from eosslib.curvature import Point
+from eosslib.measure.batch import BatchSharpness, batch_sharpness
+from eosslib.measure.drawn import Draws, Estimate
+from eosslib.measure.loss import loss_and_accuracy
+from eosslib.measure.minibatch import MiniBatchSharpness, minibatch_sharpness
+from eosslib.measure.noise import variance_of_batch_means
+from eosslib.measure.preconditioned import preconditioned_sharpness
+from eosslib.measure.sharpness import sharpness
+from eosslib.settings import MAX_LOTS
 from eosslib.theory import finite_population
 
 N, B = 6, 2
@@ -41,7 +46,7 @@ def exhaustive(p: Problem, batch_size: int) -> tuple[torch.Tensor, torch.Tensor,
 @pytest.mark.parametrize(("model", "loss"), EVERY)
 def test_sharpness_is_the_top_of_the_dense_hessian_over_all_examples(model: str, loss: str) -> None:
     p = problem(model, loss, stack=2)
-    pairs = measurements.sharpness(p.objective, p.theta, p.x, p.y, randn(2, 1, p.theta.shape[1]), k=3, tol=1e-7)
+    pairs = sharpness(p.at(), randn(2, 1, p.theta.shape[1]), k=3, tol=1e-7)
     for row in range(2):
         expected = torch.linalg.eigh(p.hessian(row))
         torch.testing.assert_close(pairs.values[row], expected.eigenvalues[-3:].flip(0), rtol=1e-10, atol=1e-12)
@@ -52,10 +57,15 @@ def test_eigenpairs_that_cannot_be_solved_for_are_refused() -> None:
     p = few_examples()
     size = p.theta.shape[1]
     with pytest.raises(ValueError, match=f"k = {size + 1} eigenpairs"):
-        measurements.sharpness(p.objective, p.theta, p.x, p.y, randn(1, 1, size), k=size + 1)
-    hessian, one = Hessian(p.objective, p.theta, p.x, p.y), torch.ones(1, size, dtype=torch.float64)
+        sharpness(p.at(), randn(1, 1, size), k=size + 1)
+    one = torch.ones(1, size, dtype=torch.float64)
     with pytest.raises(ValueError, match="start vectors must be finite"):
-        measurements.preconditioned_sharpness(hessian, one, torch.nan * one, one)
+        preconditioned_sharpness(p.at().hessian(), one, torch.nan * one, one)
+
+
+def noise_variance(p: Problem, u: torch.Tensor, batch_size: int, sampling: str = "reshuffle") -> torch.Tensor:
+    """σ_u² by the library: (R,)."""
+    return variance_of_batch_means(p.at().hessian().slopes(u), batch_size, sampling)
 
 
 # --- noise variance ----------------------------------------------------------------------------------------------------------
@@ -66,7 +76,7 @@ def test_noise_variance_is_the_closed_form_over_explicit_gradients(model: str, l
     p = problem(model, loss, stack=2)
     n, b = p.n, 5
     u = torch.stack([top_vector(p.hessian(row)) for row in range(2)])
-    variance = measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=b)
+    variance = noise_variance(p, u, b)
     for row in range(2):
         slopes = p.example_gradients(row) @ u[row]
         s2 = (slopes - slopes.mean()).square().mean()
@@ -78,7 +88,7 @@ def test_noise_variance_is_that_of_all_batches_there_are(batch_size: int) -> Non
     p = few_examples()
     u = top_vector(p.hessian())
     gradients, _, _ = exhaustive(p, batch_size)
-    variance = measurements.noise_variance(p.objective, p.theta, u[None], p.x, p.y, batch_size=batch_size)
+    variance = noise_variance(p, u[None], batch_size)
     assert len(gradients) == math.comb(N, batch_size)
     torch.testing.assert_close(variance[0], (gradients @ u).var(correction=0), rtol=1e-9, atol=0)
 
@@ -94,16 +104,16 @@ def test_noise_variance_is_that_of_batches_drawn(sampling: str) -> None:
         drawn = torch.rand(draws, 30, generator=stream).argsort(1)[:, :b]
     means = slopes[drawn].mean(1)
     deviations = (means - means.mean()).square()
-    exact = measurements.noise_variance(p.objective, p.theta, u[None], p.x, p.y, batch_size=b, sampling=sampling)
+    exact = noise_variance(p, u[None], b, sampling)
     assert abs(float(deviations.mean() - exact[0])) < 4 * float(deviations.std()) / draws**0.5
 
 
 def test_noise_variance_vanishes_at_the_full_batch_without_replacement_only() -> None:
     p = problem()
     u = top_vector(p.hessian())[None]
-    assert float(measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=p.n)) == 0.0
+    assert float(noise_variance(p, u, p.n)) == 0.0
     s2 = (p.example_gradients() @ u[0]).var(correction=0)
-    drawn = measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=p.n, sampling="iid")
+    drawn = noise_variance(p, u, p.n, "iid")
     torch.testing.assert_close(drawn[0], s2 / p.n, rtol=1e-9, atol=0)
 
 
@@ -111,21 +121,11 @@ def test_the_only_batch_of_a_single_example_has_no_noise() -> None:
     assert finite_population(1, 1) == 0.0
 
 
-def test_with_batch_normalisation_the_noise_variance_is_not_a_number() -> None:
-    module = models.initialised("resnet10-bn", (1, 8, 8), 3, width=1, depth=1, seed=0).double()
-    theta = torch.nn.utils.parameters_to_vector(module.parameters()).detach().expand(2, -1)
-    x, y = randn(1, 6, 1, 8, 8), randn(1, 6, 3)
-    objective = Objective.of(module, losses.by_name("mse"))
-    assert measurements.noise_variance(objective, theta, randn(*theta.shape), x, y, batch_size=2).isnan().tolist() == [True, True]
-
-
 @pytest.mark.parametrize(("b", "sampling"), [(0, "reshuffle"), (N + 1, "reshuffle"), (0, "iid"), (B, "replace"), (N, "replace")])
 def test_batches_that_cannot_be_drawn_are_refused(b: int, sampling: str) -> None:
     p = few_examples()
-    u = top_vector(p.hessian())[None]
     for estimate in (
-        lambda: measurements.noise_variance(p.objective, p.theta, u, p.x, p.y, batch_size=b, sampling=sampling),
-        lambda: measurements.variance_of_batch_means(randn(1, N), b, sampling),
+        lambda: variance_of_batch_means(randn(1, N), b, sampling),
         lambda: sampled(p, b, draws=3, sampling=sampling),
         lambda: minibs(p, b, draws=3, sampling=sampling),
     ):
@@ -136,21 +136,23 @@ def test_batches_that_cannot_be_drawn_are_refused(b: int, sampling: str) -> None
 # --- batch sharpness and mini-batch sharpness --------------------------------------------------------------------------------
 
 
-def sampled(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> BatchSharpness:
-    return measurements.batch_sharpness(
-        p.objective, p.theta.expand(stack, -1), p.x, p.y, batch_size=batch_size, draws=draws, keys=streams(stack), **options
-    )
+def stacked(p: Problem, stack: int, **options: int) -> Point:
+    return p.at(theta=p.theta.expand(stack, -1), **options)
+
+
+def sampled(p: Problem, batch_size: int, draws: int, stack: int = 1, sampling: str = "reshuffle", **options: int) -> BatchSharpness:
+    return batch_sharpness(stacked(p, stack, **options), Draws(batch_size, draws, streams(stack), sampling))
 
 
 def minibs(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> Estimate:
     return minibs_and_gap(p, batch_size, draws, stack, **options).value
 
 
-def minibs_and_gap(p: Problem, batch_size: int, draws: int, stack: int = 1, **options: object) -> MiniBatchSharpness:
-    options = {"tol": 1e-6, **options}
+def minibs_and_gap(
+    p: Problem, batch_size: int, draws: int, stack: int = 1, sampling: str = "reshuffle", tol: float = 1e-6, **options: int
+) -> MiniBatchSharpness:
     u = top_vector(p.hessian()).expand(stack, -1)
-    where = (p.objective, p.theta.expand(stack, -1), p.x, p.y, u)
-    return measurements.minibatch_sharpness(*where, batch_size=batch_size, draws=draws, keys=streams(stack), **options)
+    return minibatch_sharpness(stacked(p, stack, **options), u, Draws(batch_size, draws, streams(stack), sampling), tol=tol)
 
 
 def assert_within(estimate: Estimate, exact: torch.Tensor, errors: float = 4.5) -> None:
@@ -231,7 +233,7 @@ def test_at_the_full_batch_nothing_is_sampled(model: str, loss: str) -> None:
         torch.testing.assert_close(form.value[0], g @ h @ g / (g @ g), rtol=1e-9, atol=0)
         assert (float(form.standard_error), form.draws) == (0.0, 1)
     full = minibs(p, p.n, draws=50)
-    top = measurements.sharpness(p.objective, p.theta, p.x, p.y, randn(1, 1, p.theta.shape[1]), tol=1e-8).values
+    top = sharpness(p.at(), randn(1, 1, p.theta.shape[1]), tol=1e-8).values
     torch.testing.assert_close(full.value, top[:, 0], rtol=1e-9, atol=0)
     assert (float(full.standard_error), full.draws) == (0.0, 1)
 
@@ -279,7 +281,7 @@ def test_fewer_than_two_draws_have_no_standard_error_and_are_refused(draws: int)
 @pytest.mark.parametrize(("model", "loss"), EVERY)
 def test_loss_and_accuracy_are_means_over_all_examples(model: str, loss: str, memory: int) -> None:
     p = problem(model, loss, stack=2)
-    losses, accuracy = measurements.loss_and_accuracy(p.objective, p.theta, p.x, p.y, memory)
+    losses, accuracy = loss_and_accuracy(p.at(memory=memory))
     for row in range(2):
         right = p.outputs(p.theta[row], p.x[0]).argmax(1) == p.y[0].argmax(1)
         torch.testing.assert_close(losses[row], p.example_losses(p.theta[row]).mean(), rtol=1e-12, atol=0)
@@ -289,47 +291,38 @@ def test_loss_and_accuracy_are_means_over_all_examples(model: str, loss: str, me
 @pytest.mark.gpu
 def test_cuda_and_cpu_agree_on_every_measurement(cuda: torch.device) -> None:
     p, u = problem("cnn", stack=2), randn(2, problem("cnn").theta.shape[1])
-    here, there = ((p.theta.to(d), p.x.to(d), p.y.to(d)) for d in ("cpu", cuda))
+    here, there = (p.at(theta=p.theta.to(d), x=p.x.to(d), y=p.y.to(d)) for d in ("cpu", cuda))
+    draws = Draws(5, 7, streams(2))
     for measure in (
-        lambda theta, x, y: measurements.sharpness(p.objective, theta, x, y, u[:, None].to(x.device), tol=1e-8).values,
-        lambda theta, x, y: measurements.noise_variance(p.objective, theta, u.to(x.device), x, y, batch_size=5),
-        lambda theta, x, y: (
-            measurements.batch_sharpness(p.objective, theta, x, y, batch_size=5, draws=7, keys=streams(2)).ratio_of_means.value
-        ),
-        lambda theta, x, y: (
-            measurements.minibatch_sharpness(
-                p.objective, theta, x, y, u.to(x.device), batch_size=5, draws=7, keys=streams(2), tol=1e-8
-            ).value.value
-        ),
+        lambda point: sharpness(point, u[:, None].to(point.x), tol=1e-8).values,
+        lambda point: variance_of_batch_means(point.hessian().slopes(u.to(point.x)), 5, "reshuffle"),
+        lambda point: batch_sharpness(point, draws).ratio_of_means.value,
+        lambda point: minibatch_sharpness(point, u.to(point.x), draws, tol=1e-8).value.value,
     ):
-        torch.testing.assert_close(measure(*there).cpu(), measure(*here), rtol=1e-8, atol=0)
+        torch.testing.assert_close(measure(there).cpu(), measure(here), rtol=1e-8, atol=0)
 
 
 def test_further_lots_are_drawn_until_the_precision_asked_for_is_reached() -> None:
     p = problem(n=30)
-    options = {"batch_size": 4, "draws": 10, "keys": streams(1)}
-    rough = measurements.batch_sharpness(p.objective, p.theta, p.x, p.y, **options).ratio_of_means
-    fine = measurements.batch_sharpness(p.objective, p.theta, p.x, p.y, precision=0.02, **options).ratio_of_means
-    assert int(rough.draws) == 10 < int(fine.draws) < 10 * measurements.MAX_LOTS
+    rough, fine = (batch_sharpness(p.at(), Draws(4, 10, streams(1), **more)).ratio_of_means for more in ({}, {"precision": 0.02}))
+    assert int(rough.draws) == 10 < int(fine.draws) < 10 * MAX_LOTS
     assert int(fine.draws) % 10 == 0
     assert float(rough.standard_error / rough.value) > 0.02 >= float(fine.standard_error / fine.value)
-    options["draws"] = int(fine.draws)
-    once = measurements.batch_sharpness(p.objective, p.theta, p.x, p.y, **options).ratio_of_means
+    once = batch_sharpness(p.at(), Draws(4, int(fine.draws), streams(1))).ratio_of_means
     torch.testing.assert_close((once.value, once.standard_error), (fine.value, fine.standard_error), rtol=1e-12, atol=0)
 
 
 def test_lots_end_where_the_precision_cannot_be_reached() -> None:
     p = few_examples()
-    options = {"batch_size": B, "draws": 2, "keys": streams(1), "precision": 1e-9}
     u = top_vector(p.hessian()).unsqueeze(0)
-    found = measurements.minibatch_sharpness(p.objective, p.theta, p.x, p.y, u, **options)
-    assert int(found.value.draws) == 2 * measurements.MAX_LOTS
+    found = minibatch_sharpness(p.at(), u, Draws(B, 2, streams(1), precision=1e-9))
+    assert int(found.value.draws) == 2 * MAX_LOTS
 
 
 def test_minibs_is_off_by_less_than_a_tenth_of_its_standard_error() -> None:
     """No draw is looked through for an eigenvalue that was overlooked; dense Hessians of all draws say what that costs."""
     p, draws = problem("fc-tanh", n=40), 40
     found = minibs(p, 8, draws, tol=1e-2)
-    lot = next(measurements.lots(p.x, 8, draws, "reshuffle", streams(1)[0]))
+    lot = next(Draws(8, draws, streams(1)).lots(p.x, streams(1)[0]))
     truth = torch.stack([torch.linalg.eigvalsh(p.hessian(indices=indices))[-1] for indices in lot.tolist()]).mean()
     assert abs(float(found.value - truth)) < 0.1 * float(found.standard_error)

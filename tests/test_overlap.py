@@ -9,10 +9,11 @@ import torch
 from oracles import EVERY, Problem, all_batches, problem, randn, top_vector
 from torch.func import jacrev
 
-from eosslib import overlap
-from eosslib.curvature import Hessian
+from eosslib.measure import overlap
+from eosslib.measure.drawn import Draws
 
 N, B = 6, 2
+KEYS = [("overlap", 0)]
 
 
 def jacobian(p: Problem, row: int = 0) -> torch.Tensor:
@@ -47,7 +48,7 @@ def kernel(p: Problem, indices: list[int]) -> torch.Tensor:
 def test_gauss_newton_products_are_those_of_the_dense_matrix(model: str, loss: str) -> None:
     p = problem(model, loss, stack=2)
     v = randn(2, p.theta.shape[1])
-    ours = Hessian(p.objective, p.theta, p.x, p.y).gauss_newton(v)
+    ours = p.at().hessian().gauss_newton(v)
     for row in range(2):
         torch.testing.assert_close(ours[row], gauss_newton(p, list(range(p.n)), row) @ v[row], rtol=1e-9, atol=1e-12)
 
@@ -55,7 +56,7 @@ def test_gauss_newton_products_are_those_of_the_dense_matrix(model: str, loss: s
 @pytest.mark.parametrize(("model", "loss"), EVERY)
 def test_ntk_products_have_the_kernels_eigenvalues(model: str, loss: str) -> None:
     p = problem(model, loss, n=4)
-    operator = Hessian(p.objective, p.theta.expand(p.theta.shape[1], -1), p.x, p.y)
+    operator = p.at(theta=p.theta.expand(p.theta.shape[1], -1)).hessian()
     dense = operator.ntk(torch.eye(p.theta.shape[1], dtype=torch.float64))
     values = torch.linalg.eigvalsh(kernel(p, list(range(4))))
     found = torch.linalg.eigvalsh((dense + dense.T) / 2)[-len(values) :]
@@ -65,7 +66,7 @@ def test_ntk_products_have_the_kernels_eigenvalues(model: str, loss: str) -> Non
 @pytest.mark.parametrize("memory", [1 << 30, 1])
 def test_products_do_not_depend_on_the_memory_budget(memory: int) -> None:
     p, v = problem("cnn"), randn(1, problem("cnn").theta.shape[1])
-    operator = Hessian(p.objective, p.theta, p.x, p.y, memory)
+    operator = p.at(memory=memory).hessian()
     torch.testing.assert_close(operator.gauss_newton(v)[0], gauss_newton(p, list(range(p.n))) @ v[0], rtol=1e-9, atol=1e-12)
 
 
@@ -89,7 +90,7 @@ def exhaustive(model: str, loss: str) -> dict[str, float]:
 @pytest.mark.parametrize(("model", "loss"), EVERY)
 def test_everything_is_estimated_as_the_mean_over_all_batches(model: str, loss: str) -> None:
     p = problem(model, loss, n=N)
-    found = overlap.measure(p.objective, p.theta, p.x, p.y, batch_size=B, draws=150, keys=[("overlap", 0)], tol=1e-7)
+    found = overlap.measure(p.at(), Draws(B, 150, KEYS), tol=1e-7)
     for name, exact in exhaustive(model, loss).items():
         estimate = getattr(found, name)
         assert abs(float(estimate.value) - exact) < 4.5 * float(estimate.standard_error) + 1e-9, name
@@ -97,21 +98,20 @@ def test_everything_is_estimated_as_the_mean_over_all_batches(model: str, loss: 
 
 def test_for_the_squared_error_the_kernel_and_the_gauss_newton_part_agree() -> None:
     p = problem("fc-tanh", "mse", n=N)
-    found = overlap.measure(p.objective, p.theta, p.x, p.y, batch_size=B, draws=5, keys=[("overlap", 0)], tol=1e-7)
+    found = overlap.measure(p.at(), Draws(B, 5, KEYS), tol=1e-7)
     torch.testing.assert_close(found.ntk.value, found.gauss_newton.value, rtol=1e-9, atol=0)
 
 
 def test_on_one_example_with_one_output_the_gradient_is_the_top_vector() -> None:
     """EoSS A.4: G = JᵀJ has rank one there, and the gradient is its multiple."""
     p = problem("fc-tanh", "mse", n=N, outputs=1)
-    found = overlap.measure(p.objective, p.theta, p.x, p.y, batch_size=1, draws=20, keys=[("overlap", 0)], tol=1e-7)
+    found = overlap.measure(p.at(), Draws(1, 20, KEYS), tol=1e-7)
     assert float(found.gradient_gauss_newton.value) == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("b", "sampling"), [(B, "reshuffle"), (N, "iid")])
 def test_one_draw_where_batches_differ_is_refused_and_at_the_full_batch_it_is_enough(b: int, sampling: str) -> None:
     p = problem("fc-tanh", "mse", n=N)
-    where = (p.objective, p.theta, p.x, p.y)
     with pytest.raises(ValueError, match="a standard error needs at least two draws"):
-        overlap.measure(*where, batch_size=b, draws=1, keys=[("overlap", 0)], sampling=sampling)
-    assert int(overlap.measure(*where, batch_size=N, draws=1, keys=[("overlap", 0)]).hessian.draws) == 1
+        overlap.measure(p.at(), Draws(b, 1, KEYS, sampling))
+    assert int(overlap.measure(p.at(), Draws(N, 1, KEYS)).hessian.draws) == 1

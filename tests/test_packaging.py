@@ -99,7 +99,10 @@ for name in {WITHOUT_TORCH}:
 
 def test_the_package_holds_every_module_and_data_file() -> None:
     """An installed copy works without the checkout: what lies in the package folder is code, or declared as package data."""
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]["eosslib"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in (ROOT / "eosslib").rglob("[a-z]*.py")}
+    assert folders == set(declared["packages"])
+    patterns = declared["package-data"]["eosslib"]
     files = [path for path in (ROOT / "eosslib").iterdir() if path.is_file() and path.suffix != ".py"]
     assert files
     for path in files:
@@ -114,7 +117,8 @@ def imported(left: list[str]) -> set[str]:
         reached.add(module)
         for node in ast.walk(ast.parse((ROOT / f"eosslib/{module}.py").read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "eosslib":
-                names = [alias.name for alias in node.names] if node.module == "eosslib" else [node.module.partition(".")[2]]
+                where = node.module.replace(".", "/").removeprefix("eosslib").removeprefix("/")
+                names = [where, *(f"{where}/{alias.name}".removeprefix("/") for alias in node.names)]
                 left += [name for name in names if (ROOT / f"eosslib/{name}.py").is_file() and name not in reached]
     return reached
 
@@ -127,9 +131,15 @@ def listed(name: str) -> set[str]:
     return set(" ".join(words).split()) - {"eosslib/{module}.py"}
 
 
+def engine() -> set[str]:
+    """What trains again: the list, and every measurement."""
+    assert "\nENGINE += MEASURE\n" in (ROOT / "Snakefile").read_text(encoding="utf-8")
+    return listed("ENGINE") | {f"measure/{path.stem}" for path in (ROOT / "eosslib/measure").glob("[a-z]*.py")}
+
+
 def test_an_edit_of_whatever_a_training_imports_trains_again() -> None:
     """But for what names, settings, errors and formulas are, whose edits would train everything anew for nothing."""
-    assert listed("ENGINE") == imported(["training"]) - {*SAID, "catalogue", "theory"}
+    assert engine() == imported(["training"]) - {*SAID, "catalogue", "theory"}
 
 
 def test_an_edit_of_whatever_a_notebook_imports_draws_again() -> None:
@@ -140,7 +150,7 @@ def test_an_edit_of_whatever_a_notebook_imports_draws_again() -> None:
         used |= {name for names in re.findall(r"from eosslib import ([\w, ]+)", source) for name in names.split(", ")}
     modules = [name for name in used if (ROOT / f"eosslib/{name}.py").is_file()]
     assert len(modules) > 10
-    assert listed("ENGINE") | listed("DRAWING") >= imported(modules) - SAID
+    assert engine() | listed("DRAWING") >= imported(modules) - SAID
 
 
 def tracked() -> list[Path]:

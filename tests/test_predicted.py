@@ -27,7 +27,7 @@ def trained(batch_size: int = 40, coupled_steps: int = 60, lr: float = 0.3) -> S
 def test_a_constrained_point_is_described_as_dense_matrices_say() -> None:
     p = tiny_problem()
     u = torch.stack([p.spectrum(theta)[1][:, -1] for theta in p.theta])
-    point = Constrained(p.objective, p.x, p.y, p.theta, u, lr=1e-9)  # so small a step that the constraint is far away
+    point = Constrained(p.at(), u, lr=1e-9)  # so small a step that the constraint is far away
     for row in range(2):
         values, vectors, gradient = p.spectrum(p.theta[row])
         top = vectors[:, -1] * torch.sign(vectors[:, -1] @ u[row])
@@ -43,12 +43,12 @@ def test_a_constrained_point_is_described_as_dense_matrices_say() -> None:
 
 def test_projecting_brings_the_sharpness_to_the_threshold_at_once_and_again_and_again_the_gradient_along_u_to_zero() -> None:
     p = tiny_problem(stack=1)
-    point = Constrained(p.objective, p.x, p.y, p.theta, p.spectrum(p.theta[0])[1][:, -1:].T, lr=1e-9)
+    point = Constrained(p.at(), p.spectrum(p.theta[0])[1][:, -1:].T, lr=1e-9)
     for _ in range(40):  # to the floor of the valley, where the step along u changes S no more
-        point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr=1e-9)
+        point = point.projected(point.theta)
     lr = 2.0 / (0.99 * float(point.sharpness))  # one percent above the threshold
     for count in range(1, 31):
-        point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr)
+        point = Constrained(p.at(theta=point.theta), point.u, lr)
         if count in (1, 30):
             values, vectors, gradient = p.spectrum(point.theta[0])
             assert float(values[-1]) * lr / 2.0 == pytest.approx(1, abs=1e-3)  # of second order in the percent
@@ -59,9 +59,9 @@ def test_one_predicted_step_is_right_to_second_order_across_u() -> None:
     """For v along u what is left out beyond ½x²∇S^⊥ is of third order, except along u itself."""
     p = tiny_problem(stack=1)
     vectors = p.spectrum(p.theta[0])[1]
-    point = Constrained(p.objective, p.x, p.y, p.theta, vectors[:, -1:].T, lr=1e-2)
+    point = Constrained(p.at(), vectors[:, -1:].T, lr=1e-2)
     for _ in range(30):  # until the last correction, before which the point is described, is nothing
-        point = Constrained(p.objective, p.x, p.y, point.theta, point.u, lr=1e-2)
+        point = point.projected(point.theta)
     at, moved, errors = point.theta, torch.zeros_like(point.theta), []
     for size in (1e-1, 5e-2):
         v = size * point.u
@@ -74,7 +74,7 @@ def test_one_predicted_step_is_right_to_second_order_across_u() -> None:
 def test_the_noise_is_that_of_the_batch() -> None:
     p = tiny_problem(stack=1)
     vectors = p.spectrum(p.theta[0])[1]
-    point = Constrained(p.objective, p.x, p.y, p.theta, vectors[:, -1:].T, lr=1e-2)
+    point = Constrained(p.at(), vectors[:, -1:].T, lr=1e-2)
     indices = torch.tensor([[0, 3]])
     gradients = torch.autograd.functional.jacobian(p.example_losses, point.theta[0])
     torch.testing.assert_close(point.noise(indices)[0], gradients[[0, 3]].mean(0) - point.gradient[0], rtol=1e-9, atol=1e-12)

@@ -86,8 +86,7 @@ def test_runs_that_have_diverged_before_are_left_out(tiny: Settings, tmp_path: P
     trainer = Trainer(group.runs)
     states: list[State] = []
     trainer.run(lambda state: states.append(state.copy()))
-    state = states[1]
-    state.keep([False, True])
+    state = states[1].of([False, True])
     state.diverged_at[0] = 5
     save_checkpoint(checkpoint_path(tmp_path / "here", group), group.runs, state)
     slim.export(tmp_path / "here", group, tmp_path / "it.slim")

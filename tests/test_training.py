@@ -16,9 +16,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eosslib import catalogue, datasets, eigen, measurements, models, observing, probing, stepping
-from eosslib.curvature import Hessian
+from eosslib import catalogue, datasets, eigen, models, probing, stepping
 from eosslib.errors import ConfigError
+from eosslib.measure import moment, sharpness
+from eosslib.measure.loss import loss_and_accuracy
+from eosslib.measure.noise import variance_of_batch_means
 from eosslib.sampling import batches
 from eosslib.settings import RunConfig
 from eosslib.training import Row, State, Trainer
@@ -132,7 +134,7 @@ def test_adams_sharpness_is_that_of_the_dense_preconditioned_hessian(tiny: Setti
     config = tiny(dtype="float64", eig_tol=1e-9, width=4, **OPTIMIZERS["Adam"])
     trainer = trainer_of(config)
     state = trainer.run()
-    hessian = Hessian(trainer.objective, state.theta, trainer.x, trainer.y)
+    hessian = trainer.point().hessian()
     dense = torch.stack([hessian(e.unsqueeze(0))[0] for e in torch.eye(hessian.size, dtype=torch.float64)])
     p = (1 - 0.9**config.steps) * ((state.kept[0, 1] / (1 - 0.99**config.steps)).sqrt() + 1e-8)  # Cohen et al. 2022, P_t
     expected = torch.linalg.eigvalsh(dense / (p.sqrt()[:, None] * p.sqrt()))[-1]
@@ -258,20 +260,18 @@ def test_a_row_holds_what_the_measurements_say_of_the_parameters_at_that_step(ti
     config = tiny(eig_k=3, eig_tol=1e-9, dtype="float64")
     trainer = trainer_of(config)
     state = trainer.run()
-    row, args = state.rows[0][-1], (trainer.objective, state.theta, trainer.x, trainer.y)
+    row, point = state.rows[0][-1], trainer.point()
     start = torch.randn(1, 1, state.theta.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    pairs = measurements.sharpness(*args, start, k=3, tol=1e-9)
+    pairs = sharpness.sharpness(point, start, k=3, tol=1e-9)
     assert [row["sharpness"], row["sharpness_2"], row["sharpness_3"]] == pytest.approx(pairs.values[0].tolist(), rel=1e-9)
     assert 0 <= row["sharpness_residual"] <= 1e-9
     assert row["sharpness_products"] >= 1
-    noise = measurements.noise_variance(*args[:2], pairs.vectors[:, 0], *args[2:], batch_size=8)
+    noise = variance_of_batch_means(point.hessian().slopes(pairs.vectors[:, 0]), 8, "reshuffle")
     assert row["noise_variance"] == pytest.approx(noise.item(), rel=1e-6)
-    loss, accuracy = measurements.loss_and_accuracy(*args)
+    loss, accuracy = loss_and_accuracy(point)
     assert (row["loss"], row["accuracy"]) == pytest.approx((loss.item(), accuracy.item()), rel=1e-12)
-    assert (
-        row["test_accuracy"]
-        == measurements.loss_and_accuracy(*args[:2], trainer.observer.x_test, trainer.observer.y_test)[1].item()
-    )
+    test = dataclasses.replace(point, x=trainer.data.x_test[None], y=trainer.data.y_test[None])
+    assert row["test_accuracy"] == loss_and_accuracy(test)[1].item()
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 16])
@@ -289,8 +289,7 @@ def sharpnesses(rows: list[Row]) -> torch.Tensor:
 def trained_with_its_top_pairs(run: RunConfig) -> tuple[Trainer, eigen.Eigenpairs]:
     trainer = trainer_of(run)
     state = trainer.run()
-    args = (trainer.objective, state.theta, trainer.x, trainer.y)
-    return trainer, measurements.sharpness(*args, randn(1, 1, state.theta.shape[1]), k=2, tol=1e-10)
+    return trainer, sharpness.sharpness(trainer.point(), randn(1, 1, state.theta.shape[1]), k=2, tol=1e-10)
 
 
 def test_a_warm_start_that_sits_on_a_smaller_eigenvalue_leaves_it(tiny: Settings) -> None:
@@ -322,7 +321,7 @@ def test_at_the_last_step_the_larger_of_two_solves_is_taken_and_said_to_have_bee
 def test_a_solve_that_is_given_up_is_said_to_be_uncertain(
     tiny: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(observing, "top_eigenpairs", functools.partial(eigen.top_eigenpairs, max_products=4))
+    monkeypatch.setattr(moment, "top_eigenpairs", functools.partial(eigen.top_eigenpairs, max_products=4))
     state = train(tiny(steps=1))
     assert "step 0, λ_max: 1 of 1 eigen-solves given up: residual up to" in caplog.text
     assert 0.9 < state.rows[0][0]["sharpness_miss"] <= 1
@@ -393,7 +392,7 @@ def test_a_run_that_starts_beyond_all_numbers_diverges_at_the_first_measurement(
 def test_everything_is_computed_in_the_precision_asked_for(dtype: str, tiny: Settings) -> None:
     trainer = trainer_of(tiny(dtype=dtype))
     state = trainer.run()
-    for tensor in (trainer.x, trainer.y, trainer.observer.x_test, state.theta, state.vectors):
+    for tensor in (trainer.x, trainer.y, trainer.data.x_test, state.theta, state.vectors):
         assert tensor.dtype == getattr(torch, dtype)
 
 
@@ -430,9 +429,9 @@ def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(n
         new = refresh(self, *old)
         refreshes.append(self.state.step)
         if self.state.step >= 500 and len(refreshes) % 2:
-            args = (self.objective, self.state.theta, self.x, self.y)
-            start = torch.randn(1, 1, args[1].shape[1], generator=torch.Generator().manual_seed(0))
-            top, hessian = measurements.sharpness(*args, start, k=3, tol=1e-3).values[0, 0], Hessian(*args)
+            point = self.point()
+            start = torch.randn(1, 1, point.theta.shape[1], generator=torch.Generator().manual_seed(0))
+            top, hessian = sharpness.sharpness(point, start, k=3, tol=1e-3).values[0, 0], point.hessian()
             for vectors, quotients in ((old[0], before), (new, after)):
                 u = vectors.flatten(0, -2)[:1]  # the first, if several are tracked
                 quotients.append(float((u * hessian(u)).sum() / top))
@@ -451,7 +450,7 @@ def test_the_projected_noise_uses_the_top_eigenvector_at_the_edge_of_stability(n
 
 def make_plainly(trainer: Trainer, start: int, stop: int, u: torch.Tensor) -> None:
     """Make steps one after the other, without cutting them into stretches for graphs."""
-    stepper = trainer._stepper_of(trainer.state)
+    stepper = trainer._stepper_of(0)
     if stepper._u is not None:
         stepper._u.copy_(u[:, : stepper._u.shape[1]])
     stepper._step.fill_(start)
@@ -519,11 +518,11 @@ def test_graphs_hold_nothing_that_changes_from_step_to_step(model: str, options:
     replayed, plain = trainer_of(*runs), trainer_of(*runs)
     u = [torch.nn.functional.normalize(randn(2, 9, replayed.state.theta.shape[1], seed=seed), dim=-1) for seed in (1, 2)]
     for (start, stop), vectors in zip([(3, 13), (13, 20)], u, strict=True):
-        replayed._stepper_of(replayed.state).advance(start, stop, vectors)
+        replayed._stepper_of(0).advance(start, stop, vectors)
         make_plainly(plain, start, stop, vectors)
         torch.testing.assert_close(replayed.state.theta, plain.state.theta, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(replayed.state.kept, plain.state.kept, rtol=1e-12, atol=1e-14)
-    assert sorted(replayed._stepper_of(replayed.state)._graphs) == [2, 3, 4]
+    assert sorted(replayed._stepper_of(0)._graphs) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("model", WRITTEN_OUT)
@@ -532,7 +531,7 @@ def test_a_stack_solved_for_in_one_as_on_a_gpu_measures_what_its_networks_do_one
 ) -> None:
     runs = [tiny(model=model, seed=seed, dtype="float64", eig_tol=1e-8, eig_k=2, **SAMPLED) for seed in (0, 1, 2)]
     one_by_one = train(*runs)
-    monkeypatch.setattr(measurements, "solved_together", lambda theta: [slice(0, len(theta))])
+    monkeypatch.setattr(sharpness, "solved_together", lambda theta: [slice(0, len(theta))])
     together = train(*runs)
     for seed in (0, 1, 2):
         for ours, theirs in zip(together.rows[seed], one_by_one.rows[seed], strict=True):
@@ -569,7 +568,7 @@ def test_replayed_graphs_make_the_same_steps_as_a_plain_loop(
         trainer_of(*[tiny(model=model, noise=noise, seed=seed, dtype="float64") for seed in (0, 1)], device=cuda) for _ in "ab"
     )
     start, u = replayed.state.theta.clone(), replayed.state.vectors
-    stepper = replayed._stepper_of(replayed.state)
+    stepper = replayed._stepper_of(0)
     stepper.advance(3, 13, u)
     torch.cuda.set_sync_debug_mode("error")  # what would wait for the device is an error, now that all graphs are captured
     try:

@@ -9,8 +9,8 @@ import torch
 from helpers import TINY
 from oracles import EVERY, Problem, randn, tiny_problem
 
-from eosslib import windows
 from eosslib.curvature import third_derivative
+from eosslib.measure import windows
 from eosslib.settings import RunConfig
 from eosslib.training import State, Trainer
 
@@ -19,7 +19,7 @@ from eosslib.training import State, Trainer
 def test_third_derivatives_are_those_of_the_dense_hessian(model: str, loss: str) -> None:
     p = tiny_problem(model, loss)
     v, w = randn(2, p.theta.shape[1], seed=1), randn(2, p.theta.shape[1], seed=2)
-    ours = third_derivative(p.objective, p.theta, v, w, p.x, p.y)
+    ours = third_derivative(p.at(), v, w)
     for row in range(2):
         expected = torch.einsum("ijk,i,j->k", p.third(p.theta[row]), v[row], w[row])
         torch.testing.assert_close(ours[row], expected, rtol=1e-9, atol=1e-11)
@@ -28,8 +28,8 @@ def test_third_derivatives_are_those_of_the_dense_hessian(model: str, loss: str)
 def test_third_derivatives_do_not_depend_on_the_memory_budget() -> None:
     p = tiny_problem(stack=1)
     v, w = randn(1, p.theta.shape[1], seed=1), randn(1, p.theta.shape[1], seed=2)
-    whole = third_derivative(p.objective, p.theta, v, w, p.x, p.y)
-    torch.testing.assert_close(third_derivative(p.objective, p.theta, v, w, p.x, p.y, memory=1), whole, rtol=1e-12, atol=1e-14)
+    whole = third_derivative(p.at(), v, w)
+    torch.testing.assert_close(third_derivative(p.at(memory=1), v, w), whole, rtol=1e-12, atol=1e-14)
 
 
 def filled(p: Problem, steps: int = 40, size: float = 1e-3) -> tuple[windows.Window, torch.Tensor]:
@@ -46,8 +46,8 @@ def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss
     p, k, b = tiny_problem(model, loss), 3, 2
     window, iterates = filled(p)
     start = randn(2, 2, p.theta.shape[1], seed=3)
-    parts = (p.objective, window, [0, 1], p.x, p.y, start[:, :1], start[:, 1])
-    found = windows.measure(*parts, batch_size=b, k=k, newton_steps=1, tol=1e-12)
+    settings = windows.Settings(b, k=k, newton_steps=1, tol=1e-12)
+    found = windows.measure(p.at(), window, start[:, :1], start[:, 1], settings)
     for row in range(2):
         mean = iterates[:, row].mean(0)
         for newton in range(2):
@@ -81,8 +81,8 @@ def test_everything_equals_dense_matrices_at_the_corrected_mean(model: str, loss
 def test_noise_is_that_of_the_raw_iterates_along_each_direction() -> None:
     p, b = tiny_problem(stack=1), 2
     window, iterates = filled(p)
-    parts = (p.objective, window, [0], p.x, p.y, randn(1, 1, p.theta.shape[1]), randn(1, p.theta.shape[1], seed=1))
-    found = windows.measure(*parts, batch_size=b, k=2, newton_steps=0, tol=1e-12)
+    settings = windows.Settings(b, k=2, newton_steps=0, tol=1e-12)
+    found = windows.measure(p.at(), window, randn(1, 1, p.theta.shape[1]), randn(1, p.theta.shape[1], seed=1), settings)
     _, vectors, _ = p.spectrum(iterates[:, 0].mean(0))
     ends = [iterates[i, 0] for i in (0, len(iterates) - 1)]
     for j in range(2):
@@ -97,11 +97,11 @@ def test_a_window_keeps_both_phases_of_an_oscillation_and_its_exact_mean() -> No
         window = windows.Window(torch.zeros(1, 1), steps)
         for t in range(steps):
             window.add(torch.tensor([[3.0 + (-1.0) ** t]]))
-        kept = window.samples([0])[:, 0, 0]
+        kept = window.samples()[:, 0, 0]
         assert len(kept) <= windows.SAMPLES
         if steps > 1:
             assert set(kept.tolist()) == {2.0, 4.0}
-            assert float(window.mean([0])) == pytest.approx(3.0, abs=1e-6)
+            assert float(window.mean()) == pytest.approx(3.0, abs=1e-6)
 
 
 # --- in a training -----------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_a_window_holds_the_iterates_of_its_steps() -> None:
     window = trainer._window
     assert window is not None
     assert window.count == config.window
-    torch.testing.assert_close(window.mean([0]).double(), torch.stack(expected).mean(0), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(window.mean().double(), torch.stack(expected).mean(0), rtol=1e-6, atol=1e-8)
 
 
 def test_a_run_does_not_depend_on_its_stack_nor_on_where_it_was_resumed() -> None:
