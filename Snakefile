@@ -23,7 +23,7 @@ from eosslib.errors import ConfigError
 ENGINE = [
     f"eosslib/{module}.py"
     for module in (
-        "automatic curvature datasets devices dynamics eigen flat lanczos layers losses models predicted probing products sampling"
+        "automatic curvature datasets devices dynamics eigen flat lanczos layers losses models objective predicted probing products sampling"
         " stepping streams training updates"
     ).split()
 ]
@@ -37,8 +37,8 @@ DRAWING = [
 
 # Whose docstrings make the API reference.
 PUBLIC = (
-    "catalogue tracker examples optimizers predicted theory toys analysis powerlaw jackknife gaplines findings"
-    " papers prose record figures plotting panels settings config runs datasets models losses curvature eigen flat automatic errors"
+    "catalogue tracker examples optimizers predicted theory toys analysis powerlaw jackknife gaplines findings papers prose record"
+    " figures plotting panels settings config runs datasets models losses curvature eigen objective flat automatic errors"
 ).split()
 PRIVATE = sorted({*glob_wildcards("eosslib/{module,[a-z]+}.py").module, "__main__"} - {*PUBLIC})
 

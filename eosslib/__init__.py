@@ -13,7 +13,8 @@ for each measurement of it, and the one list that training and tracker walk, `eo
 predicted dynamics beside the real ones.
 
 **Underneath.** `eosslib.eigen` finds top eigenpairs of any symmetric operator, `eosslib.curvature` multiplies by Hessians,
-`eosslib.flat` and `eosslib.automatic` make a network a function of flat parameters, `eosslib.layers` are what it is made of,
+`eosslib.objective` joins network and loss, `eosslib.flat` and `eosslib.automatic` make a network a function of flat parameters,
+`eosslib.layers` are what it is made of,
 `eosslib.products` its matrix products; `eosslib.models`, `eosslib.losses` and `eosslib.datasets` are built by name,
 `eosslib.devices` says where and in how much memory. What a user can do wrong ends in one of `eosslib.errors`.
 """

@@ -249,13 +249,13 @@ class AutomaticLinearization:
         return [(part if self._deeper else part.detach()).unsqueeze(0) for part in parts]
 
 
-def check_memory(network: ModuleNetwork, needed: int, memory: int) -> None:
+def check_memory(needed: int, memory: int) -> None:
     """Refuse a pass over all examples at once, which batch normalisation needs, where it does not fit.
 
     Raises:
         ConfigError: It does not fit the budget.
     """
-    if network.couples_examples and needed > memory:
+    if needed > memory:
         sizes = f"{needed / 2**30:.1f} GiB of {memory / 2**30:.1f}"
         raise ConfigError(
             f"batch normalisation needs all training examples in one pass, {sizes}: allow more memory, take fewer examples,"

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from eosslib.automatic import AutomaticLinearization, ModuleNetwork, check_memory
+from eosslib.automatic import check_memory
 from eosslib.devices import DEFAULT_MEMORY
-from eosslib.flat import Linearization, Objective, Params
-
-Passes = Linearization | AutomaticLinearization
+from eosslib.flat import Params
+from eosslib.objective import Objective, Passes
 
 CPU_CHUNK = 32 << 20  # bytes of a network's layer outputs a chunk; smaller ones pay more for calls than they gain in the caches
 # Bytes a kept pass and a product need at the same time, per byte of layer outputs: outputs, gradients and indices are kept
@@ -44,8 +43,8 @@ def chunks(objective: Objective, params: Sequence[torch.Tensor], x: torch.Tensor
     if n == 0:
         return []
     each = network.output_bytes(params, x) // stack
-    if isinstance(network, ModuleNetwork) and network.couples_examples:
-        check_memory(network, n * each * GRAPH_FACTOR, memory)
+    if network.couples_examples:
+        check_memory(n * each * GRAPH_FACTOR, memory)
         return [slice(0, n)]
     budget = memory // GRAPH_FACTOR // (1 if network.one_by_one else stack)
     if x.device.type == "cpu":

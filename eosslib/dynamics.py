@@ -22,7 +22,8 @@ import torch
 
 from eosslib import catalogue, streams
 from eosslib.curvature import full_gradient, gradient_moments
-from eosslib.flat import Objective, Params
+from eosslib.flat import Params
+from eosslib.objective import Objective
 
 
 @dataclass

@@ -6,6 +6,7 @@ example each time, a loss that is no mean, a sampler that is not known here) is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -182,6 +183,34 @@ class FetchingNetwork(ModuleNetwork):
             raise ConfigError(f"the model returns {type(outputs).__name__}, not a tensor: wrap it in a module that returns one")
         return outputs
 
+    def outputs(self, indices: torch.Tensor) -> torch.Tensor:
+        """Apply the module as it is to the examples with these indices (B,): (B, …)."""
+        with torch.no_grad():
+            return self.one([p.detach() for p in self.module.parameters() if p.requires_grad], indices)
+
+    def check(self, batch_size: int) -> None:
+        """See that batches of this size can be measured in the mode that the module is in now.
+
+        Raises:
+            ConfigError: Its outputs are random numbers, or a single example cannot be normalised.
+        """
+        if self.couples_examples and batch_size == 1:
+            try:  # a single example may have something to take statistics of, as an image has
+                self.outputs(self.examples.probe[:1])
+            except ValueError as error:
+                raise ConfigError(f"batches of a single example cannot be normalised ({error}): take a larger batch_size") from None
+        dropout = nn.modules.dropout._DropoutNd
+        if any(part.training and isinstance(part, dropout) and part.p > 0 for part in self.module.modules()) or not self._repeats():
+            raise ConfigError(
+                "the model's outputs are random numbers, as dropout makes them: call model.eval() around measure, or set its p to 0"
+            )
+
+    def _repeats(self) -> bool:
+        """Whether the network gives the same outputs twice, but for what a GPU's sums differ by."""
+        first, second = (self.outputs(self.examples.probe) for _ in range(2))
+        off = 1e-4 * float(first.nan_to_num().abs().max())
+        return torch.allclose(first, second, rtol=0, atol=off, equal_nan=True)
+
 
 def loss_of(function: LossFunction, examples: Examples) -> Loss:
     """Make a per-example loss of a function of outputs and targets that returns the mean over a batch."""
@@ -204,3 +233,40 @@ def loss_of(function: LossFunction, examples: Examples) -> Loss:
             return torch.autograd.grad(slope, point, v)[0]
 
     return Loss(value, gradient, curvature, right=lambda outputs, indices: torch.zeros_like(indices, dtype=torch.bool))
+
+
+def check_loss(function: LossFunction, loss: Loss, network: FetchingNetwork) -> None:
+    """See that the loss of a batch is the mean over its examples, and that it can be taken example by example.
+
+    Args:
+        function: The loss of a batch.
+        loss: The same of single examples (``loss_of``).
+        network: What gives outputs to try it on.
+
+    Raises:
+        ConfigError: It is not, or cannot; the message says what to do.
+    """
+    probe, training = network.examples.probe, {part: part.training for part in network.module.modules()}
+    network.module.eval()
+    try:
+        outputs = network.outputs(probe)
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+    with torch.enable_grad():
+        whole = function(outputs.detach(), network.examples(probe)[1])
+    if not isinstance(whole, torch.Tensor):
+        raise ConfigError(f"the loss returns {type(whole).__name__}, not a tensor: leave out .item()")
+    if whole.requires_grad:
+        raise ConfigError("the loss depends on parameters besides the outputs: leave that part out, weight_decay= of SGD is known")
+    if whole.ndim:
+        raise ConfigError("the loss of a batch is not a number: use reduction='mean'")
+    try:
+        single = loss.value(outputs, probe)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"the loss cannot be taken example by example: {str(error).splitlines()[0]}") from None
+    there = math.isfinite(whole)  # else the training has diverged
+    if there and not math.isclose(float(whole), float(single.mean()), rel_tol=1e-4, abs_tol=1e-6):
+        raise ConfigError(
+            "the loss of a batch is not the mean over its examples: use reduction='mean', without class weights or ignore_index"
+        )

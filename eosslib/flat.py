@@ -1,4 +1,4 @@
-"""A network as a function of one flat parameter vector, or of a stack of them, with its loss and what is to be differentiated.
+"""A network as a function of one flat parameter vector, or of a stack of them, and its derivatives, layer by layer.
 
 A stack holds R parameter vectors of the same network: R seeds of one run, or one network at R mini-batches. The layers are
 applied with batched matrix products, which cost little more for three small networks than for one.
@@ -13,12 +13,28 @@ from math import prod
 import torch
 from torch import nn
 
-from eosslib.automatic import AutomaticLinearization, ModuleNetwork
-from eosslib.errors import ConfigError
-from eosslib.layers import Kept, Layer, layer_of
+from eosslib import layers
+from eosslib.layers import Kept, Layer
 from eosslib.losses import Loss
 
 Params = tuple[torch.Tensor, ...]
+
+
+def unsupported(module: nn.Module) -> str | None:
+    """Say why a module has no stacked form; None where it has one.
+
+    That is an ``nn.Sequential`` of layers that have one (``layers.FORMS``), with parameters of their own that are all trained.
+    """
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return f"{type(module).__name__} does not apply its layers one after the other, as nn.Sequential does"
+    if not all(p.requires_grad for p in module.parameters()):
+        return "only networks without frozen parameters can be stacked"
+    reasons = [reason for part in module if (reason := layers.unsupported(part)) is not None]
+    if reasons:
+        return reasons[0]
+    if sum(layers.FORMS[type(part)].parameters for part in module) != len(list(module.parameters())):  # a shared one is there once
+        return "only layers with parameters of their own can be stacked"
+    return None
 
 
 class StackedNetwork:
@@ -39,23 +55,20 @@ class StackedNetwork:
         """Read layers and shapes off the module; its values are not kept.
 
         Raises:
-            TypeError: The module is no ``nn.Sequential``, a layer has no stacked form, a parameter is frozen, or two layers share
-                one, as where a module is used twice.
+            TypeError: It has no stacked form; the message says why.
         """
-        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
-            raise TypeError(f"{type(module).__name__} does not apply its layers one after the other, as nn.Sequential does")
-        if not all(p.requires_grad for p in module.parameters()):
-            raise TypeError("only networks without frozen parameters can be stacked")
+        reason = unsupported(module)
+        if reason is not None:
+            raise TypeError(reason)
+        assert isinstance(module, nn.Sequential)
         self.shapes = [tuple(p.shape) for p in module.parameters()]
         self.sizes = [prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
         self.layers, position = [], 0
         for part in module:
-            layer = layer_of(part)
+            layer = layers.FORMS[type(part)]()
             self.layers.append((layer, slice(position, position + layer.parameters)))
             position += layer.parameters
-        if position != len(self.shapes):  # which has a shared parameter once
-            raise TypeError("only layers with parameters of their own can be stacked")
         self.first = next((i for i, (layer, _) in enumerate(self.layers) if layer.parameters), len(self.layers))
         self.one_by_one = any(layer.one_by_one for layer, _ in self.layers)
 
@@ -249,77 +262,3 @@ def _given(tensor: torch.Tensor | None) -> torch.Tensor:
     if tensor is None:
         raise ValueError("a network without parameters has no derivatives")
     return tensor
-
-
-class Objective:
-    """A network with a loss: the function whose gradient, Hessian and noise are measured."""
-
-    def __init__(self, network: StackedNetwork | ModuleNetwork, loss: Loss) -> None:
-        """Combine a network with a per-example loss."""
-        self.network = network
-        self.loss = loss
-
-    @staticmethod
-    def of(module: nn.Module, loss: Loss) -> Objective:
-        """Combine a module with a loss: with written-out layers where there are such, else with automatic differentiation.
-
-        The latter also where parameters are frozen, which then do not count, or shared between layers, which count once.
-
-        Raises:
-            ConfigError: No parameter requires a gradient.
-        """
-        network: StackedNetwork | ModuleNetwork
-        try:
-            network = StackedNetwork(module)
-        except TypeError:
-            network = ModuleNetwork(module)
-            if not network.size:
-                raise ConfigError("the network has no parameters that require a gradient") from None
-        return Objective(network, loss)
-
-    def example_losses(self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return ℓ_i for every network and example: (R, B)."""
-        return self.loss.value(self.network(params, x), y)
-
-    def linearize(
-        self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float, rows: slice
-    ) -> Linearization | AutomaticLinearization:
-        """Return forward and backward pass of one block ``rows`` of the stack.
-
-        Args:
-            params: Each (R, *shape).
-            x: (R, B, *shape) or (1, B, *shape).
-            y: (R, B, K) or (1, B, K).
-            weights: (R, B), or one number.
-            rows: One of ``network.blocks(R)``.
-        """
-        return self.network.linearization(self.loss, *_block(params, x, y, weights, rows))
-
-    def batch_gradient(
-        self, params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float | None = None
-    ) -> list[torch.Tensor]:
-        """Return the gradient of each network's Σᵢ wᵢ ℓᵢ over its own batch, per parameter (R, *shape); wᵢ = 1/B by default.
-
-        Args:
-            params: Each (R, *shape).
-            x: (R, B, *shape) or (1, B, *shape).
-            y: (R, B, K) or (1, B, K).
-            weights: (R, B), or one number.
-        """
-        weights = 1.0 / x.shape[1] if weights is None else weights
-        blocks = self.network.blocks(len(params[0]))
-        return joined([self.network.gradient(self.loss, *_block(params, x, y, weights, rows)) for rows in blocks])
-
-
-def _block(
-    params: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | float, rows: slice
-) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor | float]:
-    """Cut one block out of a stack; arguments as for ``Objective.linearize``."""
-    stack = len(params[0])
-    x, y = x.expand(stack, *x.shape[1:])[rows], (y[rows] if len(y) == stack else y)
-    return [p[rows] for p in params], x, y, weights[rows] if isinstance(weights, torch.Tensor) else weights
-
-
-def joined(blocks: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """Put the blocks of a stack together again, per parameter."""
-    return blocks[0] if len(blocks) == 1 else [torch.cat(parts) for parts in zip(*blocks, strict=True)]

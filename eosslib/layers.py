@@ -246,32 +246,28 @@ class Tanh(Layer):
         return self.input_gradient(k, dg)
 
 
-def layer_of(module: nn.Module) -> Layer:
-    """Return the written-out form of a module.
+FORMS: dict[type[nn.Module], type[Layer]] = {
+    nn.Linear: Linear,
+    nn.Conv2d: Conv,
+    nn.MaxPool2d: Pool,
+    nn.Flatten: Flatten,
+    nn.ReLU: ReLU,
+    nn.Tanh: Tanh,
+}
 
-    Raises:
-        TypeError: There is none for this kind of module.
-    """
+
+def unsupported(module: nn.Module) -> str | None:
+    """Say why a module has no written-out form among ``FORMS``; None where it has one."""
     if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is None:
-        raise TypeError("only layers with a bias can be stacked")
+        return "only layers with a bias can be stacked"
     if isinstance(module, nn.Conv2d):
         plain = (module.kernel_size, module.stride, module.dilation, module.groups) == ((3, 3), (1, 1), (1, 1), 1)
         if not plain or module.padding not in ("same", (1, 1)) or module.padding_mode != "zeros":
-            raise TypeError("only plain 3×3 convolutions of stride 1 with padding 1 can be stacked")
+            return "only plain 3×3 convolutions of stride 1 with padding 1 can be stacked"
     if isinstance(module, nn.MaxPool2d) and (
         (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode) != (2, 2, 0, 1, False)
     ):
-        raise TypeError("only poolings over 2×2 without padding can be stacked")
+        return "only poolings over 2×2 without padding can be stacked"
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
-        raise TypeError("only flattening of all dimensions but the first can be stacked")
-    known: dict[type[nn.Module], type[Layer]] = {
-        nn.Linear: Linear,
-        nn.Conv2d: Conv,
-        nn.MaxPool2d: Pool,
-        nn.Flatten: Flatten,
-        nn.ReLU: ReLU,
-        nn.Tanh: Tanh,
-    }
-    if type(module) not in known:
-        raise TypeError(f"no stacked form of {type(module).__name__}")
-    return known[type(module)]()
+        return "only flattening of all dimensions but the first can be stacked"
+    return None if type(module) in FORMS else f"no stacked form of {type(module).__name__}"

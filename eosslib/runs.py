@@ -38,16 +38,9 @@ COLUMNS += ["lr", "optimizer", "momentum", "steps", "measure_every", "full_batch
 class Run:
     """One trained network's trajectory.
 
-    ``frame`` has a row a measurement: ``step``, ``loss``, ``accuracy``, ``test_accuracy``, ``sharpness`` with
-    ``sharpness_residual``, ``sharpness_products`` and ``sharpness_miss``, ``noise_variance``. ``sharpness_miss`` is the evidence
-    that λ₁ is the largest eigenvalue: the probability that one which is larger by 1e-3 of ‖H‖ or more was overlooked
-    (``probing``). The last row has ``sharpness_check``, the sharpness found from a random vector alone (in runs without
-    ``sharpness_miss`` every row with samples). Where samples were due there are also ``batch_sharpness``,
-    ``batch_sharpness_mean_of_ratios``, ``minibatch_sharpness``, ``minibs_gap`` and ``overlap_…`` (``overlap.Overlap``), each
-    with ``_se``, some with ``_draws``; at the first and the last step ``static_minibs_b`` and ``static_gap_b`` for the batch
-    sizes b of ``static_sizes``; where a window
-    ends ``raw_alpha`` and ``window_…`` (``windows.Stabilization``); along coupled steps, one a row, the columns of
-    ``predicted.Coupled``.
+    ``frame`` has a row a measurement: ``step`` and the columns of the measurements that were due (``measure.record`` lists them,
+    with units); along coupled steps, one a row, the columns of ``predicted.Coupled``. In runs without ``sharpness_miss``, which are
+    of an older solver, every row with samples has ``sharpness_check``.
     """
 
     config: RunConfig
@@ -96,15 +89,6 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise RunFileError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def save(run: Run, path: Path) -> None:
-    """Write a run to ``path``.
-
-    Raises:
-        RunFileError: The file cannot be written; whatever was there before is untouched.
-    """
-    write(run.config, run.provenance, pa.Table.from_pandas(run.frame, preserve_index=False), path)
 
 
 def write(config: RunConfig, provenance: dict[str, Any], table: pa.Table, path: Path) -> None:

@@ -157,30 +157,6 @@ def gap_beyond_small(lr: float | np.ndarray, small_gap: float | np.ndarray, mome
         return (1.0 - np.sqrt(1.0 - 2.0 * scaled * np.asarray(small_gap, dtype=float))) / scaled
 
 
-def reduced_dynamics(
-    x: Number, y: Number, *, lr: float, alpha: float, beta: float, noise: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Iterate the two-variable reduction of SGD at the edge: x ← −(1 + ηy)x + ηξ, y ← y + η(α − βx²/2).
-
-    Args:
-        x: Displacement along u; an array for several independent systems.
-        y: S − 2/η.
-        lr: Step size η.
-        alpha: Progressive sharpening α.
-        beta: Self-stabilization β.
-        noise: ξ of every step (T,) or (T, systems); zeros for gradient descent.
-
-    Returns:
-        x and y before every step and after the last: (T + 1,), (T + 1,), or with the systems behind.
-    """
-    xs, ys = (np.empty((len(noise) + 1, *noise.shape[1:])) for _ in range(2))
-    xs[0], ys[0] = x, y
-    for t, xi in enumerate(noise):
-        xs[t + 1] = -(1.0 + lr * ys[t]) * xs[t] + lr * xi
-        ys[t + 1] = ys[t] + lr * (alpha - beta * xs[t] ** 2 / 2.0)
-    return xs, ys
-
-
 # --- a diagonal linear network on two orthogonal classes (EoSS paper, appendix F) ---------------------------------------------
 
 

@@ -8,7 +8,6 @@ is as it was before.
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -24,11 +23,11 @@ from eosslib.curvature import Point
 from eosslib.devices import float32_products, kept_memory
 from eosslib.eigen import Eigenpairs
 from eosslib.errors import ConfigError
-from eosslib.examples import Data, Examples, FetchingNetwork, LossFunction, loss_of
-from eosslib.flat import Objective
+from eosslib.examples import Data, Examples, FetchingNetwork, LossFunction, check_loss, loss_of
 from eosslib.measure import record
 from eosslib.measure.moment import Moment
 from eosslib.measure.windows import Window
+from eosslib.objective import Objective
 from eosslib.settings import RunConfig, defaults
 from eosslib.streams import generator
 
@@ -122,7 +121,7 @@ class SharpnessTracker:
         optimizers.edge(optimizer, self.parameters)
         with self._undisturbed(), torch.no_grad():
             self.examples.check()
-            self._check_loss(loss)
+            check_loss(loss, self._loss, FetchingNetwork(model, self.examples))
         self._last: Eigenpairs | None = None  # what the last measurement found, where the next one starts
         self._size, self._window = window, None if not window else Window(self._theta(), window)
         self._rows: list[dict[str, float]] = []
@@ -237,34 +236,8 @@ class SharpnessTracker:
         if list(map(id, trained)) != list(map(id, self.parameters)):
             raise ConfigError("parameters were frozen or unfrozen since this tracker was made: make a new one")
         network = FetchingNetwork(self.model, self.examples)
-        if network.couples_examples and self.batch_size == 1:
-            self._normalise_one(network)
-        dropping = any(
-            module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-            for module in self.model.modules()
-        )
-        if dropping or not self._repeats(network):
-            raise ConfigError(
-                "the model's outputs are random numbers, as dropout makes them: call model.eval() around measure, or set its p to 0"
-            )
+        network.check(self.batch_size)
         return Objective(network, self._loss)
-
-    def _outputs(self, network: FetchingNetwork, indices: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return network.one([p.detach() for p in self.parameters], indices)
-
-    def _normalise_one(self, network: FetchingNetwork) -> None:
-        """See that batch normalisation has something to take the statistics of in a single example, as that of an image has."""
-        try:
-            self._outputs(network, self.examples.probe[:1])
-        except ValueError as error:
-            raise ConfigError(f"batches of a single example cannot be normalised ({error}): take a larger batch_size") from None
-
-    def _repeats(self, network: FetchingNetwork) -> bool:
-        """Whether the network gives the same outputs twice, but for what a GPU's sums differ by."""
-        first, second = (self._outputs(network, self.examples.probe) for _ in range(2))
-        off = 1e-4 * float(first.nan_to_num().abs().max())
-        return torch.allclose(first, second, rtol=0, atol=off, equal_nan=True)
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -281,36 +254,6 @@ class SharpnessTracker:
         finally:
             random.setstate(of_python)
             np.random.set_state(of_numpy)  # noqa: NPY002
-
-    def _check_loss(self, function: LossFunction) -> None:
-        """See that the loss of a batch is the mean over its examples, and that it can be taken example by example."""
-        probe = self.examples.probe
-        training = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            outputs = self._outputs(FetchingNetwork(self.model, self.examples), probe)
-        finally:
-            for module, mode in training.items():
-                module.training = mode
-        with torch.enable_grad():
-            whole = function(outputs.detach(), self.examples(probe)[1])
-        if not isinstance(whole, torch.Tensor):
-            raise ConfigError(f"the loss returns {type(whole).__name__}, not a tensor: leave out .item()")
-        if whole.requires_grad:
-            raise ConfigError(
-                "the loss depends on parameters besides the outputs: leave that part out, weight_decay= of SGD is known"
-            )
-        if whole.ndim:
-            raise ConfigError("the loss of a batch is not a number: use reduction='mean'")
-        try:
-            single = self._loss.value(outputs, probe)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ConfigError(f"the loss cannot be taken example by example: {str(error).splitlines()[0]}") from None
-        there = math.isfinite(whole)  # else the training has diverged
-        if there and not math.isclose(float(whole), float(single.mean()), rel_tol=1e-4, abs_tol=1e-6):
-            raise ConfigError(
-                "the loss of a batch is not the mean over its examples: use reduction='mean', without class weights or ignore_index"
-            )
 
 
 class _Moment(Moment):

@@ -20,11 +20,11 @@ from eosslib.curvature import Point, chunks
 from eosslib.devices import float32_products, keep_freed_memory, kept_memory
 from eosslib.eigen import padded
 from eosslib.errors import ConfigError
-from eosslib.flat import Objective
 from eosslib.measure import record, sharpness
 from eosslib.measure.loss import LOSS
 from eosslib.measure.moment import Columns, Moment
 from eosslib.measure.windows import Window
+from eosslib.objective import Objective
 from eosslib.settings import RunConfig
 from eosslib.stepping import Stepper
 from eosslib.streams import generator

@@ -13,7 +13,8 @@ from torch.func import jacrev
 
 from eosslib import catalogue, losses, models
 from eosslib.curvature import Point
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import StackedNetwork
+from eosslib.objective import Objective
 
 WRITTEN_OUT = ("fc-tanh", "fc-relu", "cnn", "cnn5", "cnn-tanh")  # whose layers are written out in ``layers``
 OF_TEXT = [name for name, row in catalogue.MODELS.items() if row.reads == "text"]

@@ -17,10 +17,11 @@ from eosslib import catalogue, losses, models
 from eosslib.automatic import ModuleNetwork
 from eosslib.curvature import Point, chunks, gradient_moments, third_derivative
 from eosslib.errors import ConfigError
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import StackedNetwork
 from eosslib.measure.drawn import Draws
 from eosslib.measure.minibatch import minibatch_sharpness
 from eosslib.measure.sharpness import sharpness
+from eosslib.objective import Objective
 from eosslib.settings import RunConfig
 from eosslib.training import Trainer
 

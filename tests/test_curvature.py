@@ -10,7 +10,8 @@ from oracles import EVERY, WRITTEN_OUT, Problem, problem, randn
 
 from eosslib import curvature, losses, models
 from eosslib.curvature import Hessian, Point
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import StackedNetwork
+from eosslib.objective import Objective
 
 
 def example_bytes(p: Problem) -> int:

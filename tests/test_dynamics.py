@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eosslib import catalogue, curvature, dynamics, losses, models
 from eosslib.curvature import chunks
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import StackedNetwork
+from eosslib.objective import Objective
 from eosslib.streams import seed_of
 from eosslib.theory import finite_population
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from eosslib import catalogue, losses, models
 from eosslib.curvature import Point
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import StackedNetwork
+from eosslib.objective import Objective
 
 
 @pytest.mark.parametrize("model", WRITTEN_OUT)
@@ -224,7 +225,10 @@ def test_shared_and_frozen_parameters_are_refused_and_differentiated_automatical
 
 def test_an_activation_may_be_used_twice() -> None:
     act = nn.Tanh()
-    assert StackedNetwork(nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act)).size == 40
+    module = nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act).double()
+    network, x = StackedNetwork(module), randn(1, 5, 4)
+    theta = nn.utils.parameters_to_vector(module.parameters()).detach().unsqueeze(0)
+    torch.testing.assert_close(network(network.views(theta), x)[0], module(x[0]).detach())
 
 
 @pytest.mark.parametrize(("shape", "given"), [((2, 3), "2 × 3"), ((6, 3), "6 × 3"), ((5,), "5")])

@@ -10,7 +10,8 @@ from torch import nn
 from eosslib import catalogue, losses, models
 from eosslib.automatic import ModuleNetwork
 from eosslib.errors import ConfigError
-from eosslib.flat import Objective, StackedNetwork
+from eosslib.flat import StackedNetwork
+from eosslib.objective import Objective
 from eosslib.settings import defaults
 from eosslib.streams import seed_of
 

@@ -29,10 +29,14 @@ def make(config: RunConfig, scale: float = 1.0) -> Run:
     return Run(config, dict(PROVENANCE), pd.DataFrame(columns))
 
 
+def save(run: Run, path: Path) -> None:
+    runs.write(run.config, run.provenance, pa.Table.from_pandas(run.frame, preserve_index=False), path)
+
+
 @pytest.fixture
 def saved(tmp_path: Path, tiny: Settings) -> Path:
     path = tmp_path / "group" / "seed0.parquet"
-    runs.save(make(tiny()), path)
+    save(make(tiny()), path)
     return path
 
 
@@ -56,7 +60,7 @@ def test_a_run_is_read_as_it_was_written(saved: Path, tiny: Settings) -> None:
 def test_a_diverged_run_says_when(tmp_path: Path, tiny: Settings) -> None:
     run = make(tiny())
     run.provenance["diverged_at"] = 10
-    runs.save(run, tmp_path / "run.parquet")
+    save(run, tmp_path / "run.parquet")
     assert runs.load(tmp_path / "run.parquet").diverged_at == 10
 
 
@@ -77,7 +81,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(
 
     monkeypatch.setattr(pq, "write_table", write_half)
     with pytest.raises(RunFileError, match=rf"cannot write .*seed0\.parquet: {error.strerror}"):
-        runs.save(make(tiny(), scale=2.0), saved)
+        save(make(tiny(), scale=2.0), saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -105,14 +109,14 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_one_line(
 
     monkeypatch.setattr(runs.tempfile, "mkstemp", refuse)
     with pytest.raises(RunFileError) as caught:
-        runs.save(make(tiny()), tmp_path / "run.parquet")
+        save(make(tiny()), tmp_path / "run.parquet")
     assert str(caught.value) == f"cannot write {tmp_path / 'run.parquet'}: {error.strerror}"
 
 
 def test_a_folder_that_is_a_file_is_told_in_one_line(tmp_path: Path, tiny: Settings) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFileError, match=r"cannot write .*file/run\.parquet"):
-        runs.save(make(tiny()), tmp_path / "file" / "run.parquet")
+        save(make(tiny()), tmp_path / "file" / "run.parquet")
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
@@ -171,7 +175,7 @@ def preset(write_preset: Callable[..., Path]) -> Any:
 def fill(preset: Any, folder: Path, entries: tuple[str, ...] = ("one", "two")) -> None:
     for group in preset.select(entries):
         for config in group.runs:
-            runs.save(make(config, scale=config.batch_size + config.seed), runs.run_path(folder, group, config))
+            save(make(config, scale=config.batch_size + config.seed), runs.run_path(folder, group, config))
 
 
 def test_collect_makes_a_tidy_table_of_all_runs(preset: Any, tmp_path: Path) -> None:

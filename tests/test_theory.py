@@ -16,7 +16,6 @@ from eosslib.theory import (
     marchenko_pastur_edge,
     perturbed_gap,
     predicted_gap,
-    reduced_dynamics,
     stationary_displacement,
 )
 from eosslib.toys import averaged_top
@@ -54,6 +53,18 @@ def test_a_sampling_that_is_unknown_is_refused_by_name() -> None:
 
 
 # --- the sharpness gap -------------------------------------------------------------------------------------------------------
+
+
+def reduced_dynamics(
+    x: float | np.ndarray, y: float | np.ndarray, *, lr: float, alpha: float, beta: float, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """SGD at the edge in two variables, x ← −(1 + ηy)x + ηξ, y = S − 2/η ← y + η(α − βx²/2), for noise ξ (T,) or (T, systems)."""
+    xs, ys = (np.empty((len(noise) + 1, *noise.shape[1:])) for _ in range(2))
+    xs[0], ys[0] = x, y
+    for t, xi in enumerate(noise):
+        xs[t + 1] = -(1.0 + lr * ys[t]) * xs[t] + lr * xi
+        ys[t + 1] = ys[t] + lr * (alpha - beta * xs[t] ** 2 / 2.0)
+    return xs, ys
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0])

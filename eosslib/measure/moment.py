@@ -41,7 +41,7 @@ class Moment:
     """Networks of a stack at one step, and what a measurement of them may use."""
 
     step: int
-    settings: RunConfig  # with which the next step is made; of a tracker, what has the same names
+    settings: RunConfig  # with which the next step is made; a tracker has what it was given, and the defaults
     seeds: Sequence[int]  # of the networks' random streams
     point: Point  # the training set
     starts: torch.Tensor  # (R, s, P) where the eigen-solve starts, from the last measurement; none at the first
