@@ -13,6 +13,7 @@ from torch.func import jacrev
 
 from eosslib import catalogue, losses, models
 from eosslib.curvature import Point
+from eosslib.eigen import Operator
 from eosslib.flat import StackedNetwork
 from eosslib.objective import Objective
 
@@ -131,3 +132,31 @@ def top_vector(matrix: torch.Tensor) -> torch.Tensor:
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     """Standard normal numbers in float64 from a seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+DECAYING = [10.0 / (i + 1) for i in range(60)]
+SPECTRA = {
+    "decaying": DECAYING,
+    "clustered": [5.0, 4.99, 4.98, 4.97, *[1.0 - 0.01 * i for i in range(56)]],
+    "mixed signs, largest in size negative": [3.0, 2.5, 2.0, *[0.1] * 20, *[-10.0 - i for i in range(20)]],
+    "all negative": [-0.5 - 0.2 * i for i in range(40)],
+    "low rank": [7.0, 3.0, 1.0, *[0.0] * 40],
+    "tiny scale": [1e-9 * value for value in DECAYING],
+    "size one": [-2.0],
+}
+
+
+def matrix(spectrum: list[float] | torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """A symmetric matrix with this spectrum and random eigenvectors: its k-th column belongs to the k-th value."""
+    return (
+        rotation(len(spectrum), seed) @ torch.diag(torch.as_tensor(spectrum, dtype=torch.float64)) @ rotation(len(spectrum), seed).T
+    )
+
+
+def rotation(size: int, seed: int = 0) -> torch.Tensor:
+    return torch.linalg.qr(randn(size, size, seed=seed))[0]
+
+
+def stacked(*matrices: torch.Tensor) -> Operator:
+    whole = torch.stack(matrices)
+    return lambda v: (whole @ v.unsqueeze(2)).squeeze(2)

@@ -6,8 +6,7 @@ import logging
 
 import pytest
 import torch
-from oracles import randn
-from test_eigen import DECAYING, SPECTRA, matrix, stacked
+from oracles import DECAYING, SPECTRA, matrix, randn, stacked
 
 from eosslib.eigen import top_eigenpairs
 from eosslib.lanczos import largest_eigenvalues

@@ -6,19 +6,14 @@ import math
 
 import pytest
 import torch
-from oracles import randn
+from oracles import randn, stacked
 from problems import KINDS, Chosen, Sequence, symmetric
 
 from eosslib import probing
-from eosslib.eigen import Eigenpairs, Operator, top_eigenpairs
+from eosslib.eigen import Eigenpairs, top_eigenpairs
 from eosslib.probing import Probe
 
 COUNTS = {"training of two networks, eigenvalues cross": 4, "rank one": 10, "zero": 4}  # of the others 30
-
-
-def stacked(*matrices: torch.Tensor) -> Operator:
-    whole = torch.stack(matrices)
-    return lambda v: (whole @ v.unsqueeze(2)).squeeze(2)
 
 
 def solve(a: torch.Tensor, start: torch.Tensor | None = None, seed: int = 0, **options: object) -> Eigenpairs:

@@ -8,7 +8,7 @@ import torch
 
 from eosslib.curvature import Point, curvature_along_gradient
 from eosslib.measure.drawn import Draws, Estimate, collect, error_of, mean_of
-from eosslib.measure.moment import Columns, Measurement, Moment
+from eosslib.measure.moment import Columns, Moment, of_draws
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,12 @@ def _compute(moment: Moment) -> Columns:
     return columns | {"batch_sharpness_draws": found.ratio_of_means.draws}
 
 
-BATCH_SHARPNESS = Measurement(
-    settings=("sample_every", "batch_sharpness_draws", "batch_size", "sampling", "sample_precision"),
-    columns={
-        "batch_sharpness": "E[gᵀHg]/E[‖g‖²] of the next step's batch [loss/θ²]",
-        "batch_sharpness_se": "its standard error [loss/θ²]",
-        "batch_sharpness_mean_of_ratios": "E[gᵀHg/‖g‖²] [loss/θ²]",
-        "batch_sharpness_mean_of_ratios_se": "its standard error [loss/θ²]",
+BATCH_SHARPNESS = of_draws(
+    "batch_sharpness_draws",
+    {
+        **Estimate.described("batch_sharpness", "E[gᵀHg]/E[‖g‖²] of the next step's batch", "loss/θ²"),
+        **Estimate.described("batch_sharpness_mean_of_ratios", "E[gᵀHg/‖g‖²]", "loss/θ²"),
         "batch_sharpness_draws": "mini-batches drawn [1]",
     },
-    due=lambda moment: moment.samples_due and bool(moment.settings.batch_sharpness_draws),
-    compute=_compute,
+    _compute,
 )

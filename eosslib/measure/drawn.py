@@ -36,6 +36,11 @@ class Estimate:
         """Name value and standard error as in a run file."""
         return {name: self.value, f"{name}_se": self.standard_error}
 
+    @staticmethod
+    def described(name: str, meaning: str, unit: str) -> dict[str, str]:
+        """Say what these columns are, for the list of measurements."""
+        return {name: f"{meaning} [{unit}]", f"{name}_se": f"its standard error [{unit}]"}
+
 
 def mean_of(samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of independent samples (D,), and its standard error."""

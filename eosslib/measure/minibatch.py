@@ -9,7 +9,7 @@ import torch
 from eosslib.curvature import Point
 from eosslib.lanczos import largest_eigenvalues
 from eosslib.measure.drawn import Draws, Estimate, collect, mean_of
-from eosslib.measure.moment import Columns, Measurement, Moment
+from eosslib.measure.moment import Columns, Moment, of_draws
 from eosslib.streams import generator
 
 
@@ -56,7 +56,7 @@ def minibatch_sharpness(
         quotients = (operator(u[row].expand(stack, -1)) * u[row]).double().sum(1)
         return torch.stack([torch.maximum(found.values.double(), quotients), quotients])  # λ_max is no less than uᵀH_B u
 
-    found = collect(point, draws, measured, lambda samples: mean_of(samples[0]), share=4)  # the basis holds more vectors
+    found = collect(point, draws, measured, lambda samples: mean_of(samples[0]), share=4)  # fewer at once stay in the caches
     below = [along for _, along in found]
     if point.objective.network.couples_examples:
         full = torch.full_like(u[:, 0], torch.nan) if sharpness is None else sharpness
@@ -72,15 +72,12 @@ def _compute(moment: Moment) -> Columns:
     return columns | {"minibatch_sharpness_draws": found.value.draws}
 
 
-MINIBS = Measurement(
-    settings=("sample_every", "minibs_draws", "batch_size", "sampling", "sample_precision"),
-    columns={
-        "minibatch_sharpness": "E[λ_max(H_B)] of the next step's batch [loss/θ²]",
-        "minibatch_sharpness_se": "its standard error [loss/θ²]",
-        "minibs_gap": "E[λ_max(H_B)] − λ_max(H) [loss/θ²]",
-        "minibs_gap_se": "its standard error [loss/θ²]",
+MINIBS = of_draws(
+    "minibs_draws",
+    {
+        **Estimate.described("minibatch_sharpness", "E[λ_max(H_B)] of the next step's batch", "loss/θ²"),
+        **Estimate.described("minibs_gap", "E[λ_max(H_B)] − λ_max(H)", "loss/θ²"),
         "minibatch_sharpness_draws": "mini-batches drawn [1]",
     },
-    due=lambda moment: moment.samples_due and bool(moment.settings.minibs_draws),
-    compute=_compute,
+    _compute,
 )

@@ -112,6 +112,16 @@ class Moment:
         return warn_if_uncertain(pairs, f"step {self.step}, λ_max"), check
 
 
+def of_draws(setting: str, columns: Mapping[str, str], compute: Callable[[Moment], Columns]) -> Measurement:
+    """Make the row of what is estimated from so many mini-batches, of the size that the next step takes, as a setting says."""
+    return Measurement(
+        ("sample_every", setting, "batch_size", "sampling", "sample_precision"),
+        columns,
+        due=lambda moment: moment.samples_due and bool(getattr(moment.settings, setting)),
+        compute=compute,
+    )
+
+
 def always(moment: Moment) -> bool:
     """Whether something that is measured at every measurement is due."""
     return True

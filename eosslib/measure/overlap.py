@@ -15,7 +15,7 @@ import torch
 from eosslib.curvature import Point
 from eosslib.eigen import top_eigenpairs, warn_if_uncertain
 from eosslib.measure.drawn import Draws, Estimate, collect, mean_of
-from eosslib.measure.moment import Columns, Measurement, Moment
+from eosslib.measure.moment import Columns, Moment, of_draws
 from eosslib.streams import generator
 
 
@@ -69,13 +69,10 @@ def _compute(moment: Moment) -> Columns:
 
 def _described() -> dict[str, str]:
     curvatures = ("hessian", "gauss_newton", "ntk")
-    units = {field.name: "loss/θ²" if field.name in curvatures else "1" for field in fields(Overlap)}
-    return {f"overlap_{name}{error}": f"``Overlap.{name}`` [{unit}]" for name, unit in units.items() for error in ("", "_se")}
+    described: dict[str, str] = {}
+    for name in (field.name for field in fields(Overlap)):
+        described |= Estimate.described(f"overlap_{name}", f"``Overlap.{name}``", "loss/θ²" if name in curvatures else "1")
+    return described
 
 
-OVERLAP = Measurement(
-    settings=("sample_every", "overlap_draws", "batch_size", "sampling", "sample_precision"),
-    columns=_described(),
-    due=lambda moment: moment.samples_due and bool(moment.settings.overlap_draws),
-    compute=_compute,
-)
+OVERLAP = of_draws("overlap_draws", _described(), _compute)

@@ -31,8 +31,8 @@ def sharpness(point: Point, start: torch.Tensor, *, k: int = 1, tol: float = 1e-
     """
     parts = []
     for rows in solved_together(point.theta):
-        # Copies, because the last bits of a matrix product may depend on where in memory its operands begin.
-        operator = point.at(point.theta[rows].clone()).hessian()
+        operator = point.at(point.theta[rows]).hessian()
+        # A copy, because the last bits of a matrix product may depend on where in memory its operands begin.
         parts.append(top_eigenpairs(operator, start[rows].clone(), k=k, tol=tol, nearby=nearby))
     return warn_if_uncertain(Eigenpairs.cat(parts), "sharpness")
 

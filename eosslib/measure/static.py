@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eosslib.measure.drawn import Draws
+from eosslib.measure.drawn import Draws, Estimate
 from eosslib.measure.minibatch import minibatch_sharpness
 from eosslib.measure.moment import Columns, Measurement, Moment
 
@@ -20,10 +20,8 @@ def _compute(moment: Moment) -> Columns:
 STATIC = Measurement(
     settings=("static_sizes", "minibs_draws", "sampling", "eig_tol", "steps"),
     columns={
-        "static_minibs_{}": "E[λ_max(H_B)] at this batch size [loss/θ²]",
-        "static_minibs_{}_se": "its standard error [loss/θ²]",
-        "static_gap_{}": "E[λ_max(H_B)] − λ_max(H) at this batch size [loss/θ²]",
-        "static_gap_{}_se": "its standard error [loss/θ²]",
+        **Estimate.described("static_minibs_{}", "E[λ_max(H_B)] at this batch size", "loss/θ²"),
+        **Estimate.described("static_gap_{}", "E[λ_max(H_B)] − λ_max(H) at this batch size", "loss/θ²"),
     },
     due=lambda moment: bool(moment.settings.static_sizes) and moment.step in (0, moment.settings.steps),
     compute=_compute,
